@@ -1,0 +1,78 @@
+"""What each engine can do, as data: the operator fills a model's catalogue entry from it and checks `engine.args`.
+
+No engine is imported here. An engine's program lives in `tollway_serving.engines` (one file each) and is named by
+`import_path`; the operator only passes that name to Ray Serve.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tollway_serving.contract.catalogue import Capability, Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Arg:
+    """One key of `engine.args`."""
+
+    kind: Literal["integer", "string", "choice"]
+    help: str
+    minimum: int = 0
+    maximum: int = 2**31 - 1
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """`parameters` are the request parameters, by endpoint, that the engine carries out beside the universal ones
+    (model, messages/prompt/input, stream, stream_options, max_tokens, max_completion_tokens)."""
+
+    import_path: str | None  # None: no application of ours (remote, custom container)
+    endpoints: tuple[Endpoint, ...]
+    capabilities: tuple[Capability, ...] = ()
+    parameters: tuple[str, ...] = ()
+    context_tokens: int = 4096
+    output_tokens: int = 1024
+    slots: int = 8  # requests that one replica works on at once: max_ongoing_requests
+    sources: tuple[str, ...] = ()  # URI schemes that it loads
+    args: Mapping[str, Arg] = field(default_factory=dict)
+    free_args: bool = False  # unknown args are passed through (vllm)
+
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "n",
+    "stop",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+)
+
+ENGINES: dict[str, EngineFacts] = {
+    "llamacpp": EngineFacts(
+        import_path="tollway_serving.engines.llamacpp:build",
+        endpoints=("ChatCompletions",),
+        capabilities=("StructuredOutput", "Logprobs"),
+        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format"),
+        context_tokens=2048,
+        output_tokens=1024,
+        slots=4,
+        sources=("package",),
+        args={
+            "threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512),
+            "parallel": Arg("integer", "requests worked on at once; each gets context/parallel tokens", 1, 64),
+        },
+    ),
+    "remote": EngineFacts(
+        import_path=None,
+        endpoints=("ChatCompletions",),
+        capabilities=("StructuredOutput", "Logprobs", "Tools", "ImageInput"),
+        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls"),
+        context_tokens=8192,
+        output_tokens=4096,
+        slots=100,
+    ),
+}
+"""By `engine.name`; one that is missing here is UnknownEngine in the ModelDeployment's condition."""

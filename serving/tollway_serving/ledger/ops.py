@@ -1,0 +1,128 @@
+"""The operations on the ledger and their answers: what the gateway submits and what `admit` decides.
+
+Plain frozen values without behaviour, shared by the pure part (`admit`), the stores and the gateway. Counts are in
+contract.units' units, money in micro-credits, times in whole milliseconds unless a name says otherwise.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from tollway_serving.contract.catalogue import Endpoint, Limits
+from tollway_serving.contract.units import Unit
+
+RefusalCode = Literal[
+    "rate_limit_exceeded",  # requests, tokens, concurrency, a quota, a trial's requests
+    "insufficient_quota",  # credits used up
+    "credits_held",  # enough credits, but held by calls in flight
+    "invalid_api_key",  # the key was revoked or suspended since the catalogue was loaded
+    "expired_api_key",
+]
+SettleStatus = Literal["ok", "error", "cancelled", "released"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Take what a request may need, all of it or nothing.
+
+    `prompt` holds the counts that are known or bounded before the call. `output_tokens` is how many tokens the answer
+    may have in all (n choices together): with `explicit` all of them are held or the request is refused; without, the
+    hold shrinks to what is affordable, to `output_minimum` at the least.
+    """
+
+    charge_id: str  # UUIDv7, ours
+    request_id: str  # the client's x-request-id or ours
+    owner: str  # the gateway replica; its heartbeat keeps the hold alive
+    key_sha256: str
+    key_id: str
+    account: str
+    plan: str
+    endpoint: Endpoint
+    model_id: str
+    catalogue_revision: int
+    account_limits: Limits
+    key_limits: Limits
+    prompt: Mapping[Unit, int]
+    prices: Mapping[Unit, int]
+    output_tokens: int = 0
+    output_minimum: int = 1
+    explicit: bool = False
+    deadline_ms: int = 600_000  # from now; a hold past it is closed by the reaper
+    replaces: str | None = None  # a fallback's: this hold is released in the same transaction, no second request counted
+
+
+@dataclass(frozen=True, slots=True)
+class Cover:
+    """Before output token n leaves, covered >= n is durable. Idempotent; never lowers. `prompt_tokens` once known."""
+
+    charge_id: str
+    output_tokens: int
+    prompt_tokens: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Settle:
+    """Close a hold with what was really used. Settling a closed hold again answers its first receipt."""
+
+    charge_id: str
+    counts: Mapping[Unit, int]
+    status: SettleStatus
+    http_status: int = 200
+    error_code: str | None = None
+    estimated: bool = False
+    duration_ms: int = 0
+    first_token_ms: int | None = None
+    fallback_from: str | None = None
+    fallback_depth: int = 0
+
+
+Op = Reserve | Cover | Settle
+
+
+@dataclass(frozen=True, slots=True)
+class RateState:
+    """The numbers of the x-ratelimit-* headers after this decision; None: no such limit."""
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests_ms: int | None = None
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reserved:
+    charge_id: str
+    held_micro: int
+    output_tokens: int  # granted, n choices together: the upstream's maximum
+    rates: RateState = field(default_factory=RateState)
+    credits_left_micro: int | None = None  # after this hold; None: no limit
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    code: RefusalCode
+    message: str  # for the client, in the contract's words
+    retry_after_s: int | None = None
+    limit: str = ""  # requests_per_minute, tokens_per_minute, concurrent_requests, credits, quota, trial: a metric label
+    rates: RateState = field(default_factory=RateState)
+
+
+@dataclass(frozen=True, slots=True)
+class Stale:
+    """The catalogue moved on in a way that touches this request: load `revision` and decide again."""
+
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    charge_id: str
+    charged_micro: int
+    overrun_micro: int  # used beyond the hold: recorded, not charged
+    counts: Mapping[Unit, int]
+
+
+class LedgerUnavailable(Exception):
+    """The database can't be reached, or doesn't answer in time; the message is for logs, never for clients."""
