@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 Kind = Literal["ModelDeployment", "Plan", "ApiKey"]
+AppState = Literal["NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED", "RUNNING", "UNHEALTHY", "DELETING"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class AppStatus:
     """One Serve application as Ray reports it."""
 
     name: str
-    status: Literal["NOT_STARTED", "DEPLOYING", "DEPLOY_FAILED", "RUNNING", "UNHEALTHY", "DELETING"]
+    status: AppState
     message: str
     config: Mapping[str, Any] | None  # the config that was last put for it, as Ray kept it
     running_replicas: int = 0

@@ -149,6 +149,7 @@ class KeyEntry(Entry):
     state: KeyState = "Active"
     created: int = 0
     expires_at: int | None = None
+    replaced_until: int | None = None  # another secret has replaced this one; the end of the overlap
     limits: Limits = Limits()  # the key's own, beside its plan's
     model_ids: tuple[str, ...] | None = None
     endpoints: tuple[Endpoint, ...] | None = None
