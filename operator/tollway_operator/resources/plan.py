@@ -144,8 +144,8 @@ class PlanSpec(Model):
     )
     unsupported_parameters: Literal["Refuse", "Ignore"] = Field(
         default="Refuse",
-        description="What happens to a request with a parameter that the model can't carry out. Ignored ones are named in "
-        "x-ignored-parameters.",
+        description="What happens to a request with a parameter that the model can't carry out. Ignored ones are named "
+        "in x-ignored-parameters.",
     )
     allowed_namespaces: Namespaces = Field(
         default=(), description='Other namespaces whose ApiKeys may name this plan; ["*"]: all.'
