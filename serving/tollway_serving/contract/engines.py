@@ -62,7 +62,7 @@ ENGINES: dict[str, EngineFacts] = {
         sources=("package",),
         args={
             "threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512),
-            "parallel": Arg("integer", "requests worked on at once; each gets context/parallel tokens", 1, 64),
+            "parallel": Arg("integer", "requests worked on at once; memory grows with it", 1, 64),
         },
     ),
     "remote": EngineFacts(

