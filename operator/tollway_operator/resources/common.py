@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetCoreSchemaHandler,
@@ -41,6 +42,14 @@ _ACCOUNT = "^[A-Za-z0-9]([-A-Za-z0-9._@]*[A-Za-z0-9])?$"
 def _matches(pattern: str, message: str) -> Rule:
     compiled = re.compile(pattern.removesuffix("$") + r"\Z")
     return Rule(f"self.matches('{pattern}')", message, lambda text: compiled.match(text) is not None)
+
+
+def _without_nulls(value: Any) -> Any:
+    return {key: item for key, item in value.items() if item is not None} if isinstance(value, Mapping) else value
+
+
+WITHOUT_NULLS = BeforeValidator(_without_nulls)
+"""For maps: to the API server an entry that is null is absent."""
 
 
 class DateTime:
@@ -88,9 +97,22 @@ NamespaceOrAll = Annotated[
         lambda text: text == "*" or re.fullmatch(_NAMESPACE, text) is not None,
     ),
 ]
+
+
+def quantity_cel(field: str) -> str:
+    """CEL that says whether `field` is a quantity. It looks at the characters first: isQuantity('1e99999999999') keeps
+    an API server busy for minutes."""
+    return f"(string({field}).matches('{quantities.QUANTITY}') && isQuantity(string({field})))"
+
+
+def credits_cel(field: str) -> str:
+    """CEL that says whether `field` is a number of credits."""
+    return f"string({field}).matches('{quantities.CREDITS}')"
+
+
 Text = Annotated[StrictStr, Field(max_length=256)]
 LabelValue = Annotated[StrictStr, Field(max_length=63)]
-Labels = Annotated[dict[StrictStr, LabelValue], Field(max_length=16)]
+Labels = Annotated[dict[StrictStr, LabelValue], Field(max_length=16), WITHOUT_NULLS]
 HttpsUrl = Annotated[
     StrictStr,
     Field(max_length=1024),
@@ -103,7 +125,7 @@ Credits = Annotated[
     int | str,
     IntOrString(20),
     Rule(
-        f"string(self).matches('{quantities.CREDITS}')",
+        credits_cel("self"),
         'write a whole number or a quoted decimal with at most 6 decimals, such as "0.15"',
         lambda value: re.fullmatch(quantities.CREDITS.strip("^$"), str(value)) is not None,
     ),
@@ -112,7 +134,7 @@ Quantity = Annotated[
     int | str,
     IntOrString(32),
     Rule(
-        "isQuantity(string(self)) && quantity(string(self)).isGreaterThan(quantity('0'))",
+        f"{quantity_cel('self')} && quantity(string(self)).isGreaterThan(quantity('0'))",
         'write an amount above 0, such as 25Mi, 24Gi or "0.5"',
         lambda value: quantities.is_quantity(value) and quantities.quantity(value) > 0,
     ),
@@ -162,10 +184,11 @@ class Model(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        """As the API server does: an explicit null is an absent field."""
+    def _nulls_are_absent(cls, value: Any) -> Any:
+        """As to the API server; a null in an unknown field stays, to be refused."""
         if isinstance(value, Mapping):
-            return {key: item for key, item in value.items() if item is not None}
+            known = {field.alias for field in cls.model_fields.values()}
+            return {key: item for key, item in value.items() if item is not None or key not in known}
         return value
 
     @model_serializer(mode="wrap")

@@ -11,6 +11,7 @@ from pydantic import Field, StrictInt, StrictStr
 from tollway_operator.resources import quantities
 from tollway_operator.resources.common import (
     NAME_RULE,
+    WITHOUT_NULLS,
     Credits,
     Duration,
     HttpsUrl,
@@ -42,7 +43,7 @@ Uri = Annotated[
     ),
 ]
 ArgValue = Annotated[int | str, IntOrString(4096)]
-Args = Annotated[dict[StrictStr, ArgValue], Field(max_length=64)]
+Args = Annotated[dict[StrictStr, ArgValue], Field(max_length=64), WITHOUT_NULLS]
 
 
 class Engine(Model):

@@ -19,6 +19,8 @@ from tollway_operator.resources.common import (
     Quantity,
     Resource,
     Text,
+    credits_cel,
+    quantity_cel,
 )
 from tollway_operator.resources.rules import MapBy, Rule, SetOf
 from tollway_serving.contract.catalogue import Endpoint
@@ -51,8 +53,8 @@ class Trial(Model):
 class PlanCredits(Model):
     RULES = (
         Rule(
-            "!has(self.monthly) || !has(self.lowWatermark) || !isQuantity(string(self.monthly)) || "
-            "!isQuantity(string(self.lowWatermark)) || "
+            f"!has(self.monthly) || !has(self.lowWatermark) || !{credits_cel('self.monthly')} || "
+            f"!{credits_cel('self.lowWatermark')} || "
             "quantity(string(self.lowWatermark)).compareTo(quantity(string(self.monthly))) <= 0",
             "lowWatermark must be at most monthly",
             lambda self: (
@@ -82,8 +84,8 @@ class PlanCredits(Model):
 class PlanLimits(Limits):
     RULES = (
         Rule(
-            "!has(self.fileSize) || !has(self.storage) || !isQuantity(string(self.fileSize)) || "
-            "!isQuantity(string(self.storage)) || "
+            f"!has(self.fileSize) || !has(self.storage) || !{quantity_cel('self.fileSize')} || "
+            f"!{quantity_cel('self.storage')} || "
             "quantity(string(self.fileSize)).compareTo(quantity(string(self.storage))) <= 0",
             "fileSize must be at most storage",
             lambda self: (

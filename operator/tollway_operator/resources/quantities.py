@@ -12,11 +12,10 @@ from tollway_serving.contract.units import MICRO
 
 CREDITS = r"^[0-9]{1,9}([.][0-9]{1,6})?$"
 DURATION = r"^([0-9]{1,6}h)?([0-9]{1,6}m)?([0-9]{1,6}s)?([0-9]{1,6}ms)?$"
+QUANTITY = "^[0-9]{1,20}([.][0-9]{1,9})?([numkMGTPE]|[KMGTPE]i)?$"  # no exponents: see common.quantity_cel
 MAX_INT64 = 2**63 - 1
 
-_QUANTITY = re.compile(
-    r"([+-]?)([0-9]+(?:[.][0-9]*)?|[.][0-9]+)(?:(Ki|Mi|Gi|Ti|Pi|Ei|n|u|m|k|M|G|T|P|E)|[eE]([+-]?[0-9]+))?"
-)
+_QUANTITY = re.compile("([0-9]{1,20}(?:[.][0-9]{1,9})?)([numkMGTPE]|[KMGTPE]i)?")
 _SUFFIXES = {
     **{
         suffix: Decimal(1000) ** power
@@ -48,14 +47,12 @@ def milliseconds(text: str) -> int:
 
 
 def quantity(value: int | str) -> Decimal:
-    """A Kubernetes quantity ("25Mi", "0.5", "500m") as an exact number, cut off at ±2^63 - 1 as Kubernetes does."""
+    """A Kubernetes quantity ("25Mi", "0.5", "500m") as an exact number, cut off at 2^63 - 1 as Kubernetes does."""
     found = _QUANTITY.fullmatch(str(value))
     if found is None:
         raise ValueError(f"not a quantity: {value}")
-    sign, digits, suffix, exponent = found.groups()
-    factor = _SUFFIXES[suffix or ""] if exponent is None else Decimal(10) ** max(-40, min(40, int(exponent)))
-    number = min(Decimal(digits) * factor, Decimal(MAX_INT64))
-    return -number if sign == "-" else number
+    digits, suffix = found.groups()
+    return min(Decimal(digits) * _SUFFIXES[suffix or ""], Decimal(MAX_INT64))
 
 
 def whole_quantity(value: int | str, factor: int = 1) -> int:
@@ -75,8 +72,13 @@ def epoch_seconds(text: str) -> int:
     if found is None:
         raise ValueError(f"not an RFC 3339 time: {text}")
     day, hour, minute, second, _, zone = found.groups()
-    moment = datetime.fromisoformat(f"{day}T{hour}:{minute}:{second}{'+00:00' if zone in 'Zz' else zone}")
-    return int((moment - datetime.fromtimestamp(0, UTC)).total_seconds())
+    moment = datetime.fromisoformat(f"{day}T{hour}:{minute}:{second}+00:00")
+    seconds = int((moment - datetime.fromtimestamp(0, UTC)).total_seconds())
+    if zone in "Zz":
+        return seconds
+    # By hand, since Kubernetes lets through offsets that datetime doesn't.
+    offset = int(zone[1:3]) * 3600 + int(zone[4:6]) * 60
+    return seconds + offset if zone[0] == "-" else seconds - offset
 
 
 def is_time(text: str) -> bool:

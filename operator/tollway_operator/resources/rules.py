@@ -17,6 +17,10 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 RULES_KEY = "x-kubernetes-validations"
 
 
+class IntegralFloat(int):
+    """A float without a fraction: an integer to the API server, except where a string could stand too."""
+
+
 def json_type(value: object) -> str:
     """The name that the API server gives to a value's type."""
     match value:
@@ -24,6 +28,8 @@ def json_type(value: object) -> str:
             return "null"
         case bool():
             return "boolean"
+        case IntegralFloat():
+            return "number"
         case int():
             return "integer"
         case float():
@@ -80,7 +86,7 @@ class IntOrString:
     max_length: int
 
     def check(self, value: Any) -> int | str:
-        if isinstance(value, bool) or not isinstance(value, int | str):
+        if isinstance(value, bool | IntegralFloat) or not isinstance(value, int | str):
             message = f'must be of type integer,string: "{json_type(value)}"'
             raise PydanticCustomError("type", "{message}", {"message": message})
         if isinstance(value, str) and len(value) > self.max_length:
@@ -95,7 +101,9 @@ class IntOrString:
 
 
 def _duplicate(index: int, shown: object) -> PydanticCustomError:
-    return PydanticCustomError("duplicate", "Duplicate value: {shown}", {"index": index, "shown": json.dumps(shown)})
+    return PydanticCustomError(
+        "duplicate", "Duplicate value: {shown}", {"index": index, "shown": json.dumps(shown, separators=(",", ":"))}
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from tollway_operator.resources.api_key import ApiKey
 from tollway_operator.resources.common import Metadata, Model, Resource
 from tollway_operator.resources.model_deployment import ModelDeployment
 from tollway_operator.resources.plan import Plan
-from tollway_operator.resources.rules import json_type
+from tollway_operator.resources.rules import IntegralFloat, json_type
 
 AnyResource = ModelDeployment | Plan | ApiKey
 KINDS: dict[ports.Kind, type[AnyResource]] = {"ModelDeployment": ModelDeployment, "Plan": Plan, "ApiKey": ApiKey}
@@ -32,7 +32,7 @@ class FieldError:
 
     location: Location
     message: str
-    unknown: bool = False  # the field is none that this version knows
+    is_unknown: bool = False  # the field is none that this version knows
 
     @property
     def path(self) -> str:
@@ -51,7 +51,12 @@ class Invalid:
     """An object that can't be used: it is wrong, or has fields that this version doesn't know."""
 
     errors: tuple[FieldError, ...] = ()
-    unsupported: tuple[str, ...] = ()  # paths of unknown fields
+    unknown: tuple[FieldError, ...] = ()
+
+    @property
+    def unsupported(self) -> tuple[str, ...]:
+        """Paths of the fields that this version doesn't know."""
+        return tuple(error.path for error in self.unknown)
 
     @property
     def message(self) -> str:
@@ -78,15 +83,29 @@ def validate(kind: ports.Kind, metadata: Metadata, spec: Mapping[str, Any] | Non
     """The typed object, or everything that is wrong with it. `spec` is None where it is missing."""
     fields: dict[str, Any] = {"metadata": metadata}
     if spec is not None:
-        fields["spec"] = spec
+        fields["spec"] = _numbers_as_stored(spec)
     try:
         return KINDS[kind].model_validate(fields)
     except ValidationError as invalid:
         errors = [_field_error(KINDS[kind], details) for details in invalid.errors(include_url=False)]
     return Invalid(
-        errors=tuple(error for error in errors if not error.unknown),
-        unsupported=tuple(error.path for error in errors if error.unknown),
+        errors=tuple(error for error in errors if not error.is_unknown),
+        unknown=tuple(error for error in errors if error.is_unknown),
     )
+
+
+def _numbers_as_stored(value: Any) -> Any:
+    """Numbers as the API server reads them: 2.0 is 2, and an integer beyond 64 bits is no integer."""
+    match value:
+        case Mapping():
+            return {key: _numbers_as_stored(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_numbers_as_stored(item) for item in value]
+        case float() if value.is_integer() and abs(value) < 2**53:
+            return IntegralFloat(value)
+        case int() if not -(2**63) <= value < 2**63:
+            return float("inf")
+    return value
 
 
 def spec_of(resource: Resource) -> dict[str, Any]:
@@ -108,7 +127,7 @@ def _field_error(kind: type[BaseModel], details: ErrorDetails) -> FieldError:
     value, context = details["input"], details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
-            return FieldError(location, "unknown field" + _suggestion(kind, location), unknown=True)
+            return FieldError(location, "unknown field" + _suggestion(kind, location), is_unknown=True)
         case "missing":
             message = "Required value"
         case "rule" | "type":
