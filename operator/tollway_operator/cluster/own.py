@@ -1,0 +1,112 @@
+"""Two objects in the operator's own namespace, kept for `objects`: its memory, and providers' keys for gateways."""
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tollway_operator.cluster.api import AlreadyExists, Api, Object
+from tollway_operator.cluster.secrets import SECRETS, encode, key_of
+from tollway_operator.errors import Gone, Refused
+from tollway_operator.keys import describe
+
+_LABELS = {"app.kubernetes.io/managed-by": "tollway"}
+_VERIFY = 300.0  # how often the providers' Secret is compared again although nothing of ours changed
+_LARGEST = 1_000_000  # bytes of a ConfigMap; etcd takes little more
+
+
+class Memory:
+    """A small mapping of text that survives restarts, in a ConfigMap."""
+
+    def __init__(self, api: Api, namespace: str, name: str) -> None:
+        self._api = api
+        self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
+        self._name = name
+        self._known: Mapping[str, str] | None = None
+
+    async def load(self) -> Mapping[str, str]:
+        if self._known is None:
+            self._known = await self._read()
+        return self._known
+
+    async def store(self, memory: Mapping[str, str]) -> None:
+        """Refused if it is more than a ConfigMap holds."""
+        known = await self.load()
+        if known == memory:
+            return
+        size = sum(len(key) + len(value.encode()) for key, value in memory.items())
+        if size > _LARGEST:
+            raise Refused(f"The operator's memory has {size} bytes, more than the {_LARGEST} of a ConfigMap.")
+        self._known = None  # whatever happens to the write, read again before the next one
+        changes: dict[str, str | None] = {key: value for key, value in memory.items() if known.get(key) != value}
+        changes.update((key, None) for key in known if key not in memory)
+        await _write(self._api, self._collection, self._name, "ConfigMap", changes)
+        self._known = dict(memory)
+
+    async def _read(self) -> Mapping[str, str]:
+        try:
+            return (await self._api.get(f"{self._collection}/{self._name}")).get("data") or {}
+        except Gone:
+            return {}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A provider's key in a user's Secret; `sha256` is None while it is missing there."""
+
+    namespace: str
+    name: str
+    key: str
+    sha256: str | None
+
+
+class ProviderKeys:
+    """Copies of users' provider keys in one Secret, which gateways mount as a folder with a file a key.
+
+    Values are in memory only while they are copied; otherwise their hashes are compared.
+    """
+
+    def __init__(self, api: Api, namespace: str, name: str) -> None:
+        self._api = api
+        self._collection = SECRETS.format(namespace)
+        self._name = name
+        self._lock = asyncio.Lock()
+        self._done: tuple[Mapping[str, Source], float] | None = None
+
+    async def sync(self, wanted: Mapping[str, Source]) -> None:
+        """By file name. Costs nothing if it was called with the same in the last five minutes. A source that is
+        missing leaves what was copied before."""
+        async with self._lock:
+            now = time.monotonic()
+            if self._done is not None and self._done[0] == wanted and now - self._done[1] < _VERIFY:
+                return
+            try:
+                found: Object = await self._api.get(f"{self._collection}/{self._name}")
+            except Gone:
+                found = {}
+            present = {key: describe(key_of(found, key) or "").sha256 for key in found.get("data") or {}}
+            changes: dict[str, str | None] = {key: None for key in present if key not in wanted}
+            for file, source in wanted.items():
+                if source.sha256 is None or source.sha256 == present.get(file):
+                    continue
+                value = key_of(await self._api.get(f"{SECRETS.format(source.namespace)}/{source.name}"), source.key)
+                if value is not None:
+                    changes[file] = encode(value.strip())
+            if changes:
+                await _write(self._api, self._collection, self._name, "Secret", changes)
+            self._done = (dict(wanted), now)
+
+
+async def _write(api: Api, collection: str, name: str, kind: str, changes: Mapping[str, str | None]) -> None:
+    """Merges into `data`, making the object where it is missing."""
+    body: dict[str, Any] = {"metadata": {"labels": _LABELS}, "data": changes}
+    try:
+        await api.merge(f"{collection}/{name}", body)
+    except Gone:
+        data = {key: value for key, value in changes.items() if value is not None}
+        made = {"apiVersion": "v1", "kind": kind, "metadata": {"name": name, "labels": _LABELS}, "data": data}
+        try:
+            await api.create(collection, made)
+        except AlreadyExists:
+            await api.merge(f"{collection}/{name}", body)
