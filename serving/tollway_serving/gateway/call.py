@@ -1,0 +1,202 @@
+"""One HTTP request from its head to its last byte: body in, answer out, what is known of it for log and metrics.
+
+Made by `app` for each request and handed to a route. Knows ASGI, nothing of models or money.
+"""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import orjson
+
+from tollway_serving.gateway.errors import ApiError
+from tollway_serving.gateway.ids import uuid7, valid_request_id
+
+Header = tuple[bytes, bytes]
+
+
+class ClientGone(Exception):
+    """The client left before its answer was complete; nobody is there to be told."""
+
+
+class Call:
+    """`record` collects the fields of the access log line."""
+
+    __slots__ = (
+        "_emit_id",
+        "_receive",
+        "_send",
+        "_watch",
+        "began",
+        "began_at",
+        "code",
+        "gone",
+        "model",
+        "plan",
+        "record",
+        "request_id",
+        "rest",
+        "route",
+        "scope",
+        "started",
+        "status",
+        "streaming",
+    )
+
+    def __init__(self, scope: Any, receive: Any, send: Any, emit_id: bool) -> None:
+        self.scope = scope
+        self._receive = receive
+        self._send = send
+        self._emit_id = emit_id
+        self.started = time.monotonic()
+        self.began_at = time.time()
+        self.request_id = valid_request_id(self.header(b"x-request-id")) or uuid7()
+        self.route = "unknown"
+        self.rest = ""  # of the path, where a route takes it
+        self.plan = "none"
+        self.model = "none"
+        self.status = 0
+        self.code: str | None = None
+        self.began = False  # the answer's head is out
+        self.gone = False
+        self.streaming = False
+        self.record: dict[str, Any] = {}
+        self._watch: asyncio.Task[None] | None = None
+
+    def header(self, name: bytes) -> bytes | None:
+        """A request header by its lower-case name; the first one if it came twice."""
+        for key, value in self.scope["headers"]:
+            if key == name:
+                return bytes(value)
+        return None
+
+    def milliseconds(self) -> int:
+        return int((time.monotonic() - self.started) * 1000)
+
+    async def json(self, limit: int, timeout_s: float) -> Any:
+        """The body, parsed; ApiError for anything that is not bounded, complete, plain JSON."""
+        kind = (self.header(b"content-type") or b"application/json").split(b";", 1)[0].strip().lower()
+        if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+            raise ApiError("invalid_value", "The Content-Type must be application/json.")
+        if (self.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
+            raise ApiError("invalid_value", "A compressed body is not supported; send it without Content-Encoding.")
+        body = await self.body(limit, timeout_s)
+        try:
+            value = orjson.loads(body)
+        except orjson.JSONDecodeError as error:
+            raise ApiError("invalid_json", f"The body is not valid JSON: {str(error)[:200]}.") from None
+        try:
+            # A name that came twice leaves fewer colons than were sent: the cheap test for what few ever do.
+            doubled = body.count(b":") != orjson.dumps(value).count(b":")
+        except TypeError:
+            raise ApiError("invalid_json", "The body is nested too deeply.") from None
+        if doubled and (name := await asyncio.to_thread(_twice, body)) is not None:
+            raise ApiError("invalid_json", f"The name '{name[:64]}' stands twice in one object.")
+        return value
+
+    async def body(self, limit: int, timeout_s: float) -> bytes:
+        length = self.header(b"content-length")
+        if length is not None and length.isdigit() and int(length) > limit:
+            raise _too_large(limit)
+        message = await self._receive_body(timeout_s)
+        data: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            deadline = self.started + timeout_s
+            parts, size = [data], len(data)
+            while message.get("more_body"):
+                message = await self._receive_body(deadline - time.monotonic())
+                parts.append(message.get("body", b""))
+                size += len(parts[-1])
+                if size > limit:
+                    raise _too_large(limit)
+            data = b"".join(parts)
+        if len(data) > limit:
+            raise _too_large(limit)
+        return data
+
+    async def _receive_body(self, timeout_s: float) -> Any:
+        try:
+            async with asyncio.timeout(timeout_s):
+                message = await self._receive()
+        except TimeoutError:
+            raise ApiError("invalid_json", "The body did not arrive in time.") from None
+        if message["type"] == "http.disconnect":
+            self.gone = True
+            raise ClientGone
+        return message
+
+    def watch(self) -> None:
+        """From here on a client that leaves cancels the calling task; `gone` tells that from other cancellations."""
+        task = asyncio.current_task()
+        if task is not None and self._watch is None:
+            self._watch = asyncio.create_task(self._wait_gone(task))
+
+    def unwatch(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+    async def _wait_gone(self, task: "asyncio.Task[Any]") -> None:
+        while True:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                self.gone = True
+                task.cancel()
+                return
+
+    async def begin(self, status: int, headers: list[Header]) -> None:
+        """Sends the answer's head."""
+        self.status = status
+        self.began = True
+        if self._emit_id:
+            headers.append((b"x-request-id", self.request_id.encode("ascii")))
+        headers.append((b"openai-processing-ms", b"%d" % self.milliseconds()))
+        await self._send({"type": "http.response.start", "status": status, "headers": headers})
+
+    async def send(self, data: bytes, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def respond(self, status: int, body: bytes, headers: list[Header] | None = None) -> None:
+        """A whole answer in JSON."""
+        await self.begin(
+            status,
+            [
+                (b"content-type", b"application/json"),
+                (b"content-length", b"%d" % len(body)),
+                *(headers or ()),
+            ],
+        )
+        await self.send(body, more=False)
+
+    async def fail(self, error: ApiError) -> None:
+        """Answers an error, if its head is not out already."""
+        self.code = error.code
+        if self.began:
+            return
+        headers = list(error.headers)
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        await self.respond(error.status, error.body(), headers)
+
+
+def _too_large(limit: int) -> ApiError:
+    # Unread bytes would be taken for the next request.
+    return ApiError(
+        "request_too_large", f"The body may have at most {limit} bytes.", headers=((b"connection", b"close"),)
+    )
+
+
+def _twice(body: bytes) -> str | None:
+    """The first name that stands twice in one object."""
+    doubled: list[str] = []
+
+    def pairs(items: list[tuple[str, Any]]) -> None:
+        seen = set()
+        for name, _ in items:
+            if name in seen:
+                doubled.append(name)
+            seen.add(name)
+
+    json.loads(body, object_pairs_hook=pairs)
+    return doubled[0] if doubled else None

@@ -1,0 +1,372 @@
+"""The answer of a chat model on its way to the client: whole or as a stream, counted, settled before its last byte.
+
+Called by `routes.chat` once `fallback` has opened an answer. Every chunk is parsed: usage is taken out, ids and model
+names are ours, so that what leaves is exactly OpenAI's whatever the engine adds.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import orjson
+import structlog
+
+from tollway_serving.contract.catalogue import ModelEntry
+from tollway_serving.contract.units import MICRO
+from tollway_serving.gateway import sse
+from tollway_serving.gateway.call import Call, Header
+from tollway_serving.gateway.errors import ApiError, internal_error, ledger_unavailable
+from tollway_serving.gateway.fallback import Opened
+from tollway_serving.gateway.metering import Meter
+from tollway_serving.gateway.receipts import credits_text
+from tollway_serving.gateway.upstream import Answer, UpstreamFailed, read_all
+from tollway_serving.gateway.upstream_errors import Failed, error_event, unavailable
+from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
+
+log = structlog.get_logger(__name__)
+
+MAX_ANSWER = 64 * 1024 * 1024
+_CHOICE_FIELDS = frozenset({"index", "message", "finish_reason", "logprobs"})
+_DELTA_FIELDS = frozenset({"index", "delta", "finish_reason", "logprobs"})
+
+
+async def peek_whole(entry: ModelEntry, answer: Answer) -> dict[str, Any]:
+    """The parsed answer of a call that is not streamed."""
+    body = await read_all(answer, MAX_ANSWER)
+    try:
+        value = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise unavailable(entry, "the answer is no JSON") from None
+    if isinstance(value, dict) and value.get("error"):
+        raise error_event(entry, value["error"])
+    choices = value.get("choices") if isinstance(value, dict) else None
+    if not isinstance(choices, list) or not choices or not all(_whole_choice(choice) for choice in choices):
+        raise unavailable(entry, "the answer is no chat completion")
+    return value  # type: ignore[no-any-return]  # orjson.loads is Any; the shape was checked above
+
+
+def _whole_choice(choice: Any) -> bool:
+    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+
+
+class Peeked:
+    """A stream's beginning."""
+
+    __slots__ = ("events", "reader")
+
+    def __init__(self, reader: sse.EventReader, events: list[bytes]) -> None:
+        self.reader = reader
+        self.events = events
+
+
+async def peek_stream(entry: ModelEntry, answer: Answer) -> Peeked:
+    """Reads until the first event is whole and is a chunk."""
+    if answer.content_type != "text/event-stream":
+        raise unavailable(entry, f"a stream was asked for, {answer.content_type[:50]!r} came")
+    reader = sse.EventReader()
+    while True:
+        data = await answer.chunk()
+        if not data:
+            raise unavailable(entry, "the stream ended before its first event")
+        try:
+            events = reader.feed(data)
+        except sse.TooLong:
+            raise unavailable(entry, "an event is too long") from None
+        if events:
+            break
+    first = _parse(events[0])
+    if first is None:
+        raise unavailable(entry, "the first event is no chunk")
+    if first.get("error"):
+        raise error_event(entry, first["error"])
+    return Peeked(reader, events)
+
+
+def _parse(payload: bytes) -> dict[str, Any] | None:
+    """A chunk or an error; None: neither."""
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    if type(value) is not dict:
+        return None
+    choices = value.get("choices")
+    if type(choices) is list:
+        for choice in choices:
+            if type(choice) is not dict or type(choice.get("delta")) is not dict:
+                return None
+    elif not value.get("error"):
+        return None
+    return value
+
+
+async def send_whole(call: Call, opened: Opened, headers: list[Header]) -> None:
+    """Settles, then answers."""
+    value: dict[str, Any] = opened.peeked
+    charge, entry = opened.charge, opened.entry
+    meter = Meter(opened.estimate, entry.token_bound.tenth_bytes_per_token)
+    choices = value["choices"]
+    if not meter.usage(value.get("usage")):
+        meter.text(sum(len(orjson.dumps(choice["message"])) for choice in choices))
+    charge.settle(meter.counts(1), "ok", http_status=200, estimated=meter.estimated, duration_ms=call.milliseconds())
+    for index, choice in enumerate(choices):
+        message = choice["message"]
+        message.setdefault("role", "assistant")
+        message.setdefault("content", None)
+        message.setdefault("refusal", None)
+        choice.setdefault("index", index)
+        choice.setdefault("logprobs", None)
+        choice.setdefault("finish_reason", "stop")
+        for name in choice.keys() - _CHOICE_FIELDS:
+            del choice[name]
+    usage = _usage(meter, value.get("usage"))
+    body = {
+        "id": _id(value),
+        "object": "chat.completion",
+        "created": _created(value),
+        "model": entry.model_id,
+        "choices": choices,
+        "usage": usage,
+    }
+    if isinstance(value.get("system_fingerprint"), str):
+        body["system_fingerprint"] = value["system_fingerprint"]
+    try:
+        receipt = await charge.receipt()
+    except LedgerUnavailable:
+        raise ledger_unavailable() from None
+    _record(call, opened, meter, receipt)
+    await call.respond(200, orjson.dumps(body), [*headers, (b"x-credits-used", credits_text(receipt.charged_micro))])
+
+
+class Stream:
+    """One streamed answer, from its head to `[DONE]`."""
+
+    def __init__(self, call: Call, opened: Opened, headers: list[Header], include_usage: bool) -> None:
+        self._call = call
+        self._opened = opened
+        self._headers = headers
+        self._include_usage = include_usage
+        self._meter = Meter(opened.estimate, opened.entry.token_bound.tenth_bytes_per_token)
+        self._continuous = opened.entry.target.continuous_usage
+        self._usage: dict[str, Any] | None = None  # the last whole usage object that the model sent
+        self._finished: set[int] = set()
+        self._seen: set[int] = set()
+        self._done = False
+        self._first_ms = call.milliseconds()
+        first = _parse(opened.peeked.events[0]) or {}
+        head = {
+            "id": _id(first),
+            "object": "chat.completion.chunk",
+            "created": _created(first),
+            "model": opened.entry.model_id,
+        }
+        if isinstance(first.get("system_fingerprint"), str):
+            head["system_fingerprint"] = first["system_fingerprint"]
+        self._before = b"data: " + orjson.dumps(head)[:-1] + b',"choices":'
+        self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+
+    async def run(self) -> None:
+        """Sends everything. Returns normally for any end that the client could be told of."""
+        opened, call = self._opened, self._call
+        error: ApiError | None = None
+        try:
+            async with asyncio.timeout_at(asyncio.get_running_loop().time() + opened.deadline - time.monotonic()):
+                await self._head()
+                error = await self._body()
+        except TimeoutError:
+            error = ApiError("timeout", "The answer took too long.")
+        except ApiError as raised:
+            error = raised
+        except asyncio.CancelledError:
+            self._settle("cancelled", 499, None)
+            self._note(None)
+            raise
+        except Exception:
+            log.exception("stream_failed", request_id=call.request_id)
+            error = internal_error()
+        await self._end(error)
+
+    async def _head(self) -> None:
+        charge = self._opened.charge
+        await self._call.begin(
+            200,
+            [
+                (b"content-type", b"text/event-stream; charset=utf-8"),
+                (b"cache-control", b"no-cache"),
+                (b"x-accel-buffering", b"no"),
+                (b"x-credits-reserved", credits_text(charge.reserved.held_micro)),
+                *self._headers,
+            ],
+        )
+
+    async def _body(self) -> ApiError | None:
+        """Relays until the model's end; the error that ended it, if one did."""
+        opened, meter = self._opened, self._meter
+        answer, coverage, peeked = opened.answer, opened.coverage, opened.peeked
+        if answer is None or coverage is None:
+            raise RuntimeError("no open stream")
+        answer.limit_silence(opened.entry.timeouts.idle_ms / 1000)
+        events: list[bytes] = peeked.events
+        error: ApiError | None = None
+        while True:
+            out = []
+            for payload in events:
+                if payload == sse.DONE:
+                    self._done = True
+                    break
+                chunk = _parse(payload)
+                if chunk is None:
+                    log.warning("garbage_in_stream", request_id=self._call.request_id)
+                    error = self._cut()
+                elif chunk.get("error"):
+                    error = _in_stream(error_event(opened.entry, chunk["error"]))
+                else:
+                    if choices := self._count(chunk):
+                        out.append(self._before + orjson.dumps(choices) + self._after)
+                    continue
+                break
+            if out:
+                if not coverage.covers(meter):
+                    await coverage.wait(meter)
+                await self._call.send(out[0] if len(out) == 1 else b"".join(out))
+            if error is not None or self._done:
+                return error
+            try:
+                data = await answer.chunk()
+                events = peeked.reader.feed(data)
+            except UpstreamFailed as failure:
+                log.warning("stream_broken", request_id=self._call.request_id, detail=str(failure))
+                return self._broken(failure)
+            except sse.TooLong:
+                return self._cut()
+            if not data:
+                # Without [DONE] it is an end only if every choice that began has its reason to finish.
+                return None if self._seen and self._seen == self._finished else self._cut()
+
+    def _count(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
+        """Takes the usage out of a chunk and answers its choices, in OpenAI's fields only."""
+        choices: list[dict[str, Any]] = chunk.get("choices") or []
+        usage = chunk.get("usage")
+        if usage is not None and self._meter.usage(usage):
+            self._usage = usage
+        else:
+            for choice in choices:
+                self._meter.text(_text_size(choice["delta"]))
+        for choice in choices:
+            if choice.keys() - _DELTA_FIELDS:
+                for name in choice.keys() - _DELTA_FIELDS:
+                    del choice[name]
+            index = choice.setdefault("index", 0)
+            if type(index) is not int:
+                index = choice["index"] = 0
+            self._seen.add(index)
+            if choice.setdefault("finish_reason", None) is not None:
+                self._finished.add(index)
+        return choices
+
+    def _cut(self) -> ApiError:
+        return ApiError("model_unavailable", "The model stopped before its answer was complete.")
+
+    def _broken(self, failure: UpstreamFailed) -> ApiError:
+        if failure.trouble == "timeout":
+            return ApiError("timeout", "The model was silent for too long.")
+        return self._cut()
+
+    def _settle(self, status: Any, http_status: int, error: ApiError | None) -> None:
+        meter = self._meter
+        self._opened.charge.settle(
+            meter.counts(0 if status == "error" else 1),
+            status,
+            http_status=http_status,
+            error_code=error.code if error is not None else None,
+            estimated=meter.estimated,
+            duration_ms=self._call.milliseconds(),
+            first_token_ms=self._first_ms,
+        )
+
+    async def _end(self, error: ApiError | None) -> None:
+        """The settlement is committed, then the last bytes go out."""
+        call, opened = self._call, self._opened
+        if error is not None:
+            opened.close_answer()
+        self._settle("error" if error else "ok", 200, error)
+        try:
+            receipt = await opened.charge.receipt()
+        except LedgerUnavailable:
+            receipt = None
+            error = error or ledger_unavailable()
+        self._note(receipt)
+        if not call.began:
+            if error is not None:
+                raise error
+            return
+        if error is not None:
+            call.code = error.code
+            await call.send(sse.event(error.body()), more=False)
+            return
+        assert receipt is not None  # noqa: S101  # no error means that it was kept
+        await call.send(self._tail(receipt) + sse.event(sse.DONE), more=False)
+
+    def _tail(self, receipt: Receipt) -> bytes:
+        """The usage chunk for those who asked for one, else a comment with the charge."""
+        if not self._include_usage:
+            charge = credits_text(receipt.charged_micro).decode()
+            return sse.comment(f"credits_used={charge} charge_id={receipt.charge_id}")
+        usage = _usage(self._meter, self._usage)
+        usage["credits_used"] = receipt.charged_micro / MICRO
+        return self._before + b'[],"usage":' + orjson.dumps(usage) + b"}\n\n"
+
+    def _note(self, receipt: Receipt | None) -> None:
+        _record(self._call, self._opened, self._meter, receipt)
+        self._call.record["first_token_ms"] = self._first_ms
+
+
+def _in_stream(found: Failed | ApiError) -> ApiError:
+    return found.error if isinstance(found, Failed) else found
+
+
+def _text_size(delta: dict[str, Any]) -> int:
+    """UTF-8 bytes of what was generated in a chunk that has no counts."""
+    size = 0
+    for name, value in delta.items():
+        if isinstance(value, str):
+            if name != "role":
+                size += len(value.encode("utf-8", "surrogatepass"))
+        elif value:
+            size += len(orjson.dumps(value))
+    return size
+
+
+def _usage(meter: Meter, usage: dict[str, Any] | None) -> dict[str, Any]:
+    """The usage that the client sees: whole, consistent, with the details that the model gave."""
+    counts = meter.counts(1)
+    prompt, output = counts["input_tokens"], counts["output_tokens"]
+    answer: dict[str, Any] = {
+        "prompt_tokens": prompt,
+        "completion_tokens": output,
+        "total_tokens": prompt + output,
+    }
+    for name in ("prompt_tokens_details", "completion_tokens_details"):
+        if usage is not None and isinstance(usage.get(name), dict):
+            answer[name] = usage[name]
+    return answer
+
+
+def _id(value: dict[str, Any]) -> str:
+    found = value.get("id")
+    return found if isinstance(found, str) and 0 < len(found) <= 200 else "chatcmpl-tollway"
+
+
+def _created(value: dict[str, Any]) -> int:
+    found = value.get("created")
+    return found if type(found) is int and found > 0 else int(time.time())
+
+
+def _record(call: Call, opened: Opened, meter: Meter, receipt: Receipt | None) -> None:
+    call.record.update(
+        charge_id=opened.charge.id,
+        input_tokens=meter.prompt_tokens,
+        output_tokens=meter.tokens,
+        estimated=meter.estimated,
+        credits_micro=receipt.charged_micro if receipt is not None else None,
+    )

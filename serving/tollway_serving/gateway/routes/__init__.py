@@ -1,0 +1,1 @@
+"""One file a resource; each exports its ROUTES, which `app` puts into one dictionary."""

@@ -1,0 +1,89 @@
+"""Server-sent events, read and written: `relay` feeds it what a model sends and gets whole events back.
+
+However the bytes arrive, split or merged, the events are the same. Comments, event names, ids and retry fields are
+dropped: OpenAI's streams carry everything in `data`.
+"""
+
+DONE = b"[DONE]"
+
+
+class TooLong(Exception):
+    """An event longer than the limit: no model of ours sends one."""
+
+
+class EventReader:
+    """Bytes in, payloads of `data` fields out. `limit` bounds one event, in bytes."""
+
+    def __init__(self, limit: int = 4 * 1024 * 1024) -> None:
+        self._limit = limit
+        self._rest = bytearray()  # an event that is not whole yet, line ends already \n
+        self._seen = 0  # how far _rest was searched
+        self._held_cr = False  # a \r at the end of the last bytes: a \n may follow
+        self._begun = False
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The payloads of the events that became whole."""
+        if not self._begun:
+            self._begun = True
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        if self._held_cr or b"\r" in data:
+            data = self._normal(data)
+        if self._rest:
+            self._rest += data
+            end = self._rest.rfind(b"\n\n", max(0, self._seen - 1))
+            if end < 0:
+                self._seen = len(self._rest)
+                self._check()
+                return []
+            whole = bytes(self._rest[:end])
+            del self._rest[: end + 2]
+        else:
+            end = data.rfind(b"\n\n")
+            if end < 0:
+                self._rest += data
+                self._seen = len(self._rest)
+                self._check()
+                return []
+            whole = data[:end]
+            if end + 2 < len(data):
+                self._rest += data[end + 2 :]
+        self._seen = len(self._rest)
+        self._check()
+        events = []
+        for block in whole.split(b"\n\n"):
+            if block.startswith(b"data: ") and b"\n" not in block:
+                events.append(block[6:])
+            elif payload := _payload(block):
+                events.append(payload)
+        return events
+
+    def _normal(self, data: bytes) -> bytes:
+        if self._held_cr:
+            data = b"\r" + data
+        self._held_cr = data.endswith(b"\r")
+        if self._held_cr:
+            data = data[:-1]
+        return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+    def _check(self) -> None:
+        if len(self._rest) > self._limit:
+            raise TooLong
+
+
+def _payload(block: bytes) -> bytes:
+    parts = []
+    for line in block.split(b"\n"):
+        name, colon, value = line.partition(b":")
+        if name == b"data":
+            parts.append(value.removeprefix(b" ") if colon else b"")
+    return b"\n".join(parts)
+
+
+def event(payload: bytes) -> bytes:
+    """One event; `payload` has no line ends (JSON, [DONE])."""
+    return b"data: " + payload + b"\n\n"
+
+
+def comment(text: str) -> bytes:
+    """A line that clients skip."""
+    return b": " + text.encode("utf-8") + b"\n\n"
