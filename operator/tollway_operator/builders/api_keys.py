@@ -62,11 +62,14 @@ def _view(
     refused = _plan_problem(resource, plans)
     if refused is not None:
         return KeyView(parsed, refused=refused, generated=generated, expired=expired)
-    if generated and secret is not None and secret.owner_uid != parsed.raw.uid:
-        message = f"Secret {resource.namespace}/{resource.secret_name} is not ours; set another secretName"
-        refused = Problem("SecretNotOurs", message)
-        return KeyView(parsed, refused=refused, generated=True, expired=expired)
     value = secret.values.get(resource.secret_key) if secret else None
+    if generated and secret is not None and secret.owner_uid != parsed.raw.uid:
+        if secret.owner_uid is not None:
+            message = f"Secret {resource.namespace}/{resource.secret_name} is not ours; set another secretName"
+            kept = tuple(entry for entry in published if entry.sha256 not in taken)
+            return KeyView(parsed, Problem("SecretNotOurs", message), entries=kept, expired=expired)
+        if value is None or all(entry.sha256 != value.sha256 for entry in published):
+            value = None  # perhaps ours, perhaps not: `ensure_key` finds out
     if value is None or secret is None:
         return _without_secret(parsed, resource, observed, ids, published, taken, generated, expired)
     if not generated and value.length < MINIMUM_IMPORTED:
@@ -133,7 +136,7 @@ def _without_secret(
     return KeyView(
         parsed,
         refused=refused,
-        entries=_replaced(resource, others, observed, ids),
+        entries=_replaced(resource, others, observed, ids) if observed.complete else tuple(others),
         generated=generated,
         secret_missing=generated,
         expired=expired,

@@ -1,0 +1,140 @@
+"""Serve applications: the gateway, and one for each model that runs in our Ray. Called by `desired`.
+
+What a config holds is compared with what Ray says that it was given, so it is written exactly as Ray keeps it: no
+nulls, no defaults, times as floats.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tollway_operator.builders.views import ModelView
+from tollway_operator.ports import Kind
+from tollway_operator.settings import Settings
+from tollway_serving.contract.applications import (
+    GATEWAY_APP,
+    GATEWAY_DEPLOYMENT,
+    GATEWAY_IMPORT_PATH,
+    MODEL_DEPLOYMENT,
+    model_app,
+    model_route,
+)
+
+_EMBEDDED_CPUS = 0.05  # so that two cores don't block a third model or a surge
+_LONGEST_REQUEST = 3_600.0  # seconds; the CRD bounds timeouts.total
+_SHUTDOWN_MARGIN = 5.0
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class App:
+    """A wanted application. `config` None: of an object that is not accepted; what it has stays."""
+
+    name: str
+    config: Config | None
+    generation: int = 0
+    owner: tuple[Kind, str, str] | None = None  # None: the gateway
+    total_s: float = _LONGEST_REQUEST  # its longest request
+
+
+def gateway(settings: Settings) -> App:
+    deployment: dict[str, Any] = {
+        "name": GATEWAY_DEPLOYMENT,
+        "num_replicas": settings.gateway_replicas,
+        "max_ongoing_requests": settings.gateway_max_ongoing_requests,
+        "max_surge_percent": 100,
+        "graceful_shutdown_timeout_s": _LONGEST_REQUEST + _SHUTDOWN_MARGIN,
+        "ray_actor_options": {"num_cpus": _EMBEDDED_CPUS if settings.embedded else settings.gateway_cpus},
+    }
+    config = {
+        "name": GATEWAY_APP,
+        "route_prefix": "/",
+        "import_path": GATEWAY_IMPORT_PATH,
+        "args": {},
+        "deployments": [deployment],
+    }
+    return App(GATEWAY_APP, config)
+
+
+def model(view: ModelView, settings: Settings) -> App | None:
+    """None where it needs no application."""
+    raw = view.parsed.raw
+    if view.app is None:
+        return None
+    resource, facts, entry = view.parsed.resource, view.facts, view.entry
+    if view.refused or view.unscheduled or resource is None or facts is None or entry is None:
+        return App(view.app, None, raw.generation, raw.key)
+    spec = resource.spec
+    total = entry.timeouts.total_ms / 1000
+    parallel = spec.engine.args.get("parallel")
+    slots = parallel if isinstance(parallel, int) else facts.slots
+    deployment: dict[str, Any] = {
+        "name": MODEL_DEPLOYMENT,
+        "max_ongoing_requests": slots,
+        "max_queued_requests": entry.queued_requests,
+        "max_surge_percent": 100 if spec.rollout == "Surge" else 0,
+        "graceful_shutdown_timeout_s": total + _SHUTDOWN_MARGIN,
+        "ray_actor_options": _actor_options(view, settings),
+    }
+    scaling = spec.scaling
+    if scaling.min_replicas == scaling.max:
+        deployment["num_replicas"] = scaling.max
+    else:
+        deployment["autoscaling_config"] = {
+            "min_replicas": scaling.min_replicas,
+            "initial_replicas": max(1, scaling.min_replicas),  # a version that can't start is seen at once
+            "max_replicas": scaling.max,
+            "target_ongoing_requests": float(scaling.target_ongoing_requests),
+            "upscale_delay_s": scaling.scale_up_delay_ms / 1000,
+            "downscale_delay_s": scaling.scale_down_delay_ms / 1000,
+        }
+    config = {
+        "name": view.app,
+        "route_prefix": model_route(raw.namespace, raw.name),
+        "import_path": facts.import_path,
+        "args": {
+            "name": f"{raw.namespace}.{raw.name}",
+            "model_id": view.model_id,
+            "source": spec.source.uri if spec.source else None,
+            "args": dict(spec.engine.args),
+            "context_tokens": entry.context_tokens,
+            "output_tokens": entry.output_tokens,
+            "slots": slots,
+        },
+        "deployments": [deployment],
+    }
+    return App(model_app(raw.namespace, raw.name), config, raw.generation, raw.key, total)
+
+
+def _actor_options(view: ModelView, settings: Settings) -> dict[str, Any]:
+    """`label_selector` joins these once pods are made for a model."""
+    if settings.embedded or view.parsed.resource is None:
+        return {"num_cpus": _EMBEDDED_CPUS}
+    pod = view.parsed.resource.spec.pod
+    options: dict[str, Any] = {"num_cpus": 1.0 if pod.cpu_milli is None else pod.cpu_milli / 1000}
+    if pod.gpus:
+        options["num_gpus"] = float(pod.gpus)
+    if pod.memory_bytes is not None:
+        options["memory"] = float(pod.memory_bytes)
+    return options
+
+
+def same(left: Config | None, right: Config | None) -> bool:
+    """Whether two configs say the same: 1 and 1.0 do, and the order of keys says nothing."""
+    return left is not None and right is not None and dict(left) == dict(right)
+
+
+def fingerprint(config: Config) -> str:
+    """A short name of a config's content; the same after a round trip through JSON."""
+    return hashlib.sha256(json.dumps(_plain(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else value

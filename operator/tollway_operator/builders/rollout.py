@@ -1,0 +1,161 @@
+"""Which config each application should run now: the new one, or the last good one if that has failed; and what must
+wait for its requests to end. Called by `desired`.
+
+Ray doesn't roll back by itself: of a config that can't start, the old replicas serve on (surge) until something
+changes. Putting the last good config back makes the application whole again, and the failure is remembered so that
+it isn't tried in a circle.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from tollway_operator.builders.applications import App, Config, fingerprint, same
+from tollway_operator.builders.states import last_line
+from tollway_operator.observed import Drain, Failed, Good, Memory, Observed
+from tollway_operator.ports import AppStatus
+from tollway_serving.contract.applications import MODEL_APP_PREFIX
+
+_RETRY_AFTER = 300  # seconds until a config that failed, with no good one to go back to, is tried again
+_LONGEST_RETRY = 3_600
+_CATALOGUE_DELAY = 2  # seconds after a withdrawal in which a gateway may still take a request for the model
+_UNKNOWN_TOTAL = 3_600
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """The application set to have, and what to keep in mind. `rolled_back` and `failures` are by application."""
+
+    configs: Mapping[str, Config] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
+    rolled_back: Mapping[str, Failed] = field(default_factory=dict)
+    failures: Mapping[str, Failed] = field(default_factory=dict)  # nothing good to go back to
+    draining: frozenset[str] = frozenset()
+    restarting: frozenset[str] = frozenset()  # left out of one set so that Ray starts them afresh
+    wake_at: int | None = None  # when a retry is due
+
+
+def roll_out(apps: Iterable[App], observed: Observed) -> Rollout:
+    """The set for a Ray that answers; an unreachable one gets nothing, so its memory stays as it is."""
+    ray = observed.ray
+    if ray is None:
+        return Rollout(memory=observed.memory)
+    configs: dict[str, Config] = {}
+    good = dict(observed.memory.good)
+    failed = dict(observed.memory.failed)
+    rolled_back: dict[str, Failed] = {}
+    failures: dict[str, Failed] = {}
+    restarting: set[str] = set()
+    wakes: list[int] = []
+    wanted = {app.name: app for app in apps}
+
+    for app in wanted.values():
+        there = ray.apps.get(app.name)
+        if app.config is None:
+            kept = there.config if there is not None and there.config is not None else None
+            if kept is None and app.name in good:
+                kept = good[app.name].config
+            if kept is not None:
+                configs[app.name] = kept
+            continue
+        mark = fingerprint(app.config)
+        failure = failed.get(app.name)
+        if failure is not None and failure.fingerprint != mark:
+            failed.pop(app.name)  # the object has changed: tried anew
+            failure = None
+        if there is not None and same(there.config, app.config):
+            if there.status == "RUNNING":
+                failed.pop(app.name, None)
+                failure = None
+                before = good.get(app.name)
+                if before is None or before.generation != app.generation or not same(before.config, app.config):
+                    good[app.name] = Good(app.config, app.generation)
+            elif there.status == "DEPLOY_FAILED" and (failure is None or _has_news(failure, there)):
+                failure = _failure(there, mark, failure, observed.now)
+                failed[app.name] = failure
+        last = good.get(app.name)
+        if failure is None:
+            configs[app.name] = app.config
+        elif last is not None and not same(last.config, app.config):
+            configs[app.name] = last.config
+            rolled_back[app.name] = failure
+        else:
+            failures[app.name] = failure
+            retry_at = failure.at + min(_LONGEST_RETRY, _RETRY_AFTER * 2 ** (failure.tries - 1))
+            is_down = there is not None and there.status == "DEPLOY_FAILED" and not there.running_replicas
+            if is_down and observed.now >= retry_at:
+                restarting.add(app.name)
+                failed[app.name] = Failed(mark, failure.message, observed.now, failure.tries + 1)
+            else:
+                configs[app.name] = app.config
+                wakes.append(retry_at)
+
+    draining, drain = _drain(wanted, observed, configs)
+    gone = (
+        [name for name in (*good, *failed) if name not in wanted and name not in draining] if observed.complete else []
+    )
+    for name in gone:
+        good.pop(name, None)
+        failed.pop(name, None)
+    return Rollout(
+        configs=configs,
+        memory=Memory(good, failed, drain),
+        rolled_back=rolled_back,
+        failures=failures,
+        draining=frozenset(draining),
+        restarting=frozenset(restarting),
+        wake_at=min(wakes, default=None),
+    )
+
+
+def _has_news(failure: Failed, there: AppStatus) -> bool:
+    """Whether this is a later failure than the one on record."""
+    return there.last_deployed > failure.at + 1 and bool(last_line(there.message))
+
+
+def _failure(there: AppStatus, mark: str, before: Failed | None, now: int) -> Failed:
+    message = last_line(there.message) or "Ray gives no reason"
+    return Failed(mark, message, before.at if before else now, before.tries if before else 1)
+
+
+def _drain(
+    wanted: Mapping[str, App], observed: Observed, configs: dict[str, Config]
+) -> tuple[set[str], Mapping[str, Drain]]:
+    """Adds to `configs` what Ray has beside the wanted applications and must keep for now."""
+    assert observed.ray is not None  # noqa: S101 - the caller has looked
+    draining: set[str] = set()
+    drain: dict[str, Drain] = {}
+    published = {entry.target.url for entry in observed.published.models} if observed.published else None
+    for name, there in observed.ray.apps.items():
+        if name in wanted or there.config is None or there.status == "DELETING":
+            continue
+        if not name.startswith(MODEL_APP_PREFIX):
+            configs[name] = there.config  # somebody else's application in the same Ray
+            continue
+        record = observed.memory.drain.get(name) or Drain(observed.now, observed.now + _total(there))
+        if not observed.complete or not _drained(there, record, observed, published):
+            configs[name] = there.config
+            draining.add(name)
+            drain[name] = record
+    return draining, drain
+
+
+def _drained(there: AppStatus, record: Drain, observed: Observed, published: set[str] | None) -> bool:
+    if published is None or observed.holds is None:
+        return False  # the ledger doesn't answer: nobody knows what still runs
+    route = str(there.config.get("route_prefix")) if there.config else ""
+    if any(url.endswith(f"{route}/v1") for url in published):
+        return False  # not withdrawn yet
+    if observed.now < record.since + _CATALOGUE_DELAY:
+        return False
+    args = there.config.get("args") if there.config else None
+    model_id = args.get("model_id") if isinstance(args, Mapping) else None
+    return observed.now >= record.until or not observed.holds.get(str(model_id), 0)
+
+
+def _total(there: AppStatus) -> int:
+    """The longest request of an application whose object is gone, from its own config."""
+    deployments = there.config.get("deployments") if there.config else None
+    for deployment in deployments or ():
+        if isinstance(deployment, Mapping) and "graceful_shutdown_timeout_s" in deployment:
+            return int(deployment["graceful_shutdown_timeout_s"])
+    return _UNKNOWN_TOTAL

@@ -1,0 +1,49 @@
+"""How a model's application does, in the words of the catalogue. Called by `desired` and by `status`."""
+
+from dataclasses import dataclass
+
+from tollway_operator.ports import AppStatus, RayStatus
+from tollway_serving.contract.catalogue import ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class AppView:
+    """`state` is what gateways are told; `ready` counts replicas that answer, `wanted` those that should."""
+
+    state: ModelState
+    message: str = ""
+    ready: int = 0
+    wanted: int = 0
+
+
+def app_view(name: str, ray: RayStatus | None, before: ModelState | None) -> AppView:
+    """`before` is the state last published: it stays where Ray doesn't say. Ray unreachable says nothing about its
+    replicas, and while Serve builds a new version it reports no deployment at all though the old one serves on."""
+    if ray is None:
+        return AppView(before or "Starting")
+    app = ray.apps.get(name)
+    if app is None or app.status == "NOT_STARTED":
+        return AppView("Starting")
+    ready, wanted = app.running_replicas, app.total_replicas
+    if ready:
+        return AppView("Ready", ready=ready, wanted=wanted)
+    if app.status == "RUNNING":
+        if not wanted:
+            return AppView("Asleep", wanted=wanted)
+        return AppView("Starting", wanted=wanted)
+    if app.status == "DEPLOYING":
+        building = not app.replica_states and not wanted
+        if building and before == "Ready":
+            return AppView("Ready", ready=ready, wanted=wanted)
+        return AppView("Starting", message=last_line(app.message), wanted=wanted)
+    return AppView("Unavailable", last_line(app.message), wanted=wanted)
+
+
+def last_line(text: str) -> str:
+    """What an exception says stands in a traceback's last line."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1][:500] if lines else ""
+
+
+def failed(app: AppStatus | None) -> bool:
+    return app is not None and app.status == "DEPLOY_FAILED"

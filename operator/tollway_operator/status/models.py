@@ -1,0 +1,135 @@
+"""The conditions of a ModelDeployment, one function a condition type. Called by `judge`."""
+
+from typing import Any
+
+from tollway_operator.builders.applications import same
+from tollway_operator.builders.desired import Desired
+from tollway_operator.builders.states import AppView
+from tollway_operator.builders.views import ModelView
+from tollway_operator.observed import Observed
+from tollway_operator.ports import AppStatus
+from tollway_operator.resources.conditions import (
+    ModelAccepted,
+    ModelDegraded,
+    ModelProgressing,
+    ModelReady,
+    ModelScheduled,
+)
+from tollway_operator.status.conditions import Condition, Judgement, Outcome, reason, sentence, write
+
+_WARN = (("Accepted", "False"), ("Scheduled", "False"), ("Degraded", "True"))
+_SOURCE_ERRORS = ("ModelMissingError", "SourceError")
+"""Exception classes by which engines say that the weights are the matter."""
+
+
+def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: Outcome) -> Judgement:
+    app = desired.apps.get(view.app) if view.app else None
+    there = observed.ray.apps.get(view.app) if observed.ray and view.app else None
+    ready = _ready(view, app, desired, outcome)
+    progressing = _progressing(view, app, there, desired)
+    warn = list(_WARN)
+    if ready.reason in (ModelReady.ENGINE_CRASHED, ModelReady.SOURCE_FAILED, ModelReady.UNREACHABLE):
+        warn.append(("Ready", "False"))
+    conditions = (
+        _accepted(view),
+        _scheduled(view, app),
+        ready,
+        _degraded(view, app, there, desired),
+        progressing,
+    )
+    moving = progressing.reason.status == "True" or ready.reason is ModelReady.STARTING
+    settled = not moving or (view.unscheduled is not None and app is not None and not app.ready)
+    return write(view.parsed.raw, conditions, _fields(view, app, observed), observed.now, settled=settled, warn=warn)
+
+
+def _accepted(view: ModelView) -> Condition:
+    if view.refused:
+        return Condition("Accepted", reason(ModelAccepted, view.refused.reason), view.refused.message)
+    ignored = f"without effect here: {', '.join(view.ignored)}" if view.ignored else ""
+    return Condition("Accepted", ModelAccepted.ACCEPTED, ignored)
+
+
+def _scheduled(view: ModelView, app: AppView | None) -> Condition:
+    if view.unscheduled:
+        return Condition("Scheduled", reason(ModelScheduled, view.unscheduled.reason), view.unscheduled.message)
+    if view.app is None or (view.refused and not (app and app.ready)):
+        return Condition("Scheduled", ModelScheduled.NOT_NEEDED)
+    if app is not None and app.state == "Asleep":
+        return Condition("Scheduled", ModelScheduled.NOT_NEEDED)
+    return Condition("Scheduled", ModelScheduled.SCHEDULED)
+
+
+def _ready(view: ModelView, app: AppView | None, desired: Desired, outcome: Outcome) -> Condition:
+    if view.entry is None:
+        return Condition("Ready", ModelReady.NOT_ACCEPTED)
+    if not outcome.published:
+        return Condition("Ready", ModelReady.UNREACHABLE, f"gateways can't be told: {outcome.ledger_error}")
+    if app is None:
+        return Condition("Ready", ModelReady.READY)
+    if outcome.ray_error:
+        return Condition("Ready", ModelReady.UNREACHABLE, outcome.ray_error)
+    kept = "the last accepted version serves" if view.refused else ""
+    if app.state == "Ready":
+        return Condition("Ready", ModelReady.READY, kept)
+    if app.state == "Asleep":
+        return Condition("Ready", ModelReady.ASLEEP, kept)
+    failure = desired.rollout.failures.get(view.app) if view.app else None
+    if failure is not None:
+        return Condition("Ready", _failure_reason(failure.message), failure.message)
+    if view.unscheduled:
+        return Condition("Ready", ModelReady.STARTING, f"it has no place yet: {view.unscheduled.message}")
+    if view.refused and app.state == "Starting" and not app.wanted:
+        return Condition("Ready", ModelReady.NOT_ACCEPTED)
+    if app.state == "Unavailable":
+        return Condition("Ready", _failure_reason(app.message), app.message)
+    return Condition("Ready", ModelReady.STARTING, app.message)
+
+
+def _failure_reason(message: str) -> ModelReady:
+    raised = message.partition(":")[0].rpartition(".")[2]
+    return ModelReady.SOURCE_FAILED if raised in _SOURCE_ERRORS else ModelReady.ENGINE_CRASHED
+
+
+def _degraded(view: ModelView, app: AppView | None, there: AppStatus | None, desired: Desired) -> Condition:
+    found: list[tuple[ModelDegraded, str]] = []
+    back = desired.rollout.rolled_back.get(view.app) if view.app else None
+    if back is not None:
+        found.append((ModelDegraded.ROLLED_BACK, f"the new version didn't come up: {back.message}"))
+    if app is not None and there is not None and 0 < app.ready < app.wanted and there.status == "UNHEALTHY":
+        found.append((ModelDegraded.FEWER_REPLICAS, f"{app.ready} of {app.wanted} replicas answer"))
+    found += [(ModelDegraded.FALLBACK_NOT_USABLE, problem.message) for problem in view.fallbacks_lost]
+    found += [(ModelDegraded.ALIAS_TAKEN, problem.message) for problem in view.aliases_lost]
+    if not found:
+        return Condition("Degraded", ModelDegraded.AS_EXPECTED)
+    return Condition("Degraded", found[0][0], sentence(message for _, message in found))
+
+
+def _progressing(view: ModelView, app: AppView | None, there: AppStatus | None, desired: Desired) -> Condition:
+    name = view.app
+    if name is None or view.refused or view.unscheduled or name in desired.rollout.failures:
+        return Condition("Progressing", ModelProgressing.UP_TO_DATE)
+    wanted = desired.rollout.configs.get(name)
+    moving = there is None or wanted is None or not same(there.config, wanted) or there.status != "RUNNING"
+    if name in desired.rollout.rolled_back:
+        if moving:
+            return Condition("Progressing", ModelProgressing.ROLLING_BACK)
+        return Condition("Progressing", ModelProgressing.UP_TO_DATE, "the last good version serves")
+    if moving:
+        return Condition("Progressing", ModelProgressing.DEPLOYING)
+    if app is not None and app.ready != app.wanted:
+        return Condition("Progressing", ModelProgressing.SCALING, f"{app.ready} of {app.wanted} replicas")
+    return Condition("Progressing", ModelProgressing.UP_TO_DATE)
+
+
+def _fields(view: ModelView, app: AppView | None, observed: Observed) -> dict[str, Any]:
+    raw = view.parsed.raw
+    serving: int | None = None
+    if view.app is None:
+        serving = raw.generation if not view.refused else raw.status.get("servingGeneration")
+    elif view.app in observed.memory.good:
+        serving = observed.memory.good[view.app].generation
+    return {
+        "modelId": view.model_id,
+        "servingGeneration": serving,
+        "replicas": {"desired": app.wanted, "ready": app.ready} if app is not None else None,
+    }
