@@ -55,7 +55,7 @@ class Gateway:
         self._open_ledger = ledger
         self._upstream = upstream or AiohttpUpstream(self.secrets)
         self._net = AddressNet(settings.client_address_header, settings.address_requests, settings.address_window_s)
-        self._access_log = logs.AccessLog(settings.access_log)
+        self.access_log = logs.AccessLog(settings.access_log)
         self._in_progress = 0
         self._metrics_url = ""
         self._tasks: list[asyncio.Task[None]] = []
@@ -99,7 +99,7 @@ class Gateway:
             await self.ledger.close()
         await self._upstream.close()
         self.metrics.close()
-        self._access_log.flush()
+        self.access_log.flush()
 
     async def _start_ledger(self) -> None:
         try:
@@ -230,7 +230,7 @@ class Gateway:
         first = call.record.get("first_token_ms")
         if first is not None:
             self.metrics.first_token(call.model, call.route, first / 1000)
-        self._access_log.write(
+        self.access_log.write(
             call.began_at,
             {
                 "request_id": call.request_id,
