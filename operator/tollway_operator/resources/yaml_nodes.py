@@ -23,7 +23,7 @@ _IMPLICIT = (
     ("int", "[-+]?(0b[01_]+|0o[0-7_]+|0x[0-9a-fA-F_]+|[0-9][0-9_]*)", "-+0123456789"),
     (
         "float",
-        r"[-+]?[0-9]*\.?[0-9]+([eE][-+][0-9]+)?|[-+]?[0-9]+\.|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        r"[-+]?[0-9]*\.?[0-9]+([eE][-+]?[0-9]+)?|[-+]?[0-9]+\.|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
         "-+.0123456789",
     ),
     ("merge", "<<", "<"),
@@ -201,5 +201,7 @@ def _integer(text: str) -> int:
     return int(plain, 0 if digits[:2] in ("0b", "0o", "0x") else 10)
 
 
-def _real(text: str) -> float:
-    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+def _real(text: str) -> float | int:
+    """kubectl turns YAML into JSON, where 2.0 and 1e3 become integers."""
+    number = float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+    return int(number) if number.is_integer() and abs(number) < 1e21 else number
