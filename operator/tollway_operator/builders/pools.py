@@ -1,0 +1,109 @@
+"""GPU and CPU pools: which pods a model's replicas need, and how many. Read by `applications` and `ray_cluster`.
+
+A pool is one worker group of the Ray cluster, and one of its pods takes exactly one replica (or one part of a replica
+that spans pods). Models that ask for the same pods share a pool. Its name is also the value of a Ray node label, by
+which Serve finds it: never a custom resource.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tollway_operator.resources.model_deployment import ModelDeployment
+
+POOL_LABEL = "tollway.dev/pool"
+"""Label of Ray nodes and of their pods."""
+
+GATEWAY_POOL = "gateway"
+"""The pool of the gateway's replicas; no model's pool has this name."""
+
+
+@dataclass(frozen=True, slots=True)
+class PodDefaults:
+    """What a model's pods get where its object doesn't say."""
+
+    image: str
+    engine_images: Mapping[str, str]  # by engine.name
+    cpu_milli: int
+    memory_bytes: int
+    tolerations: tuple[Mapping[str, str], ...] = ()  # of every pod with GPUs
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Equal pools are one group."""
+
+    name: str
+    image: str
+    cpu_milli: int
+    memory_bytes: int
+    gpus: int
+    accelerator: str | None
+    node_selector: tuple[tuple[str, str], ...]
+    tolerations: str  # JSON, a list
+
+    @property
+    def cpus(self) -> int:
+        """Logical CPUs of its Ray nodes: a replica takes all of them. Each GPU's worker counts as one beside it."""
+        return max(-(-self.cpu_milli // 1000), self.gpus + 1 if self.gpus else 1)
+
+    @property
+    def label_selector(self) -> dict[str, str]:
+        return {POOL_LABEL: self.name}
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """Pods of a pool: `minimum` always, up to `maximum` where Serve asks for them (a rollout's surge included)."""
+
+    pool: Pool
+    minimum: int
+    maximum: int
+
+
+def pool_of(model: ModelDeployment, defaults: PodDefaults) -> Pool:
+    pod, engine = model.spec.pod, model.spec.engine
+    image = engine.image or defaults.engine_images.get(engine.name) or defaults.image
+    tolerations: list[dict[str, Any]] = [item.model_dump(by_alias=True, exclude_none=True) for item in pod.tolerations]
+    if pod.gpus:
+        tolerations += [dict(item) for item in defaults.tolerations if dict(item) not in tolerations]
+    cpu = defaults.cpu_milli if pod.cpu_milli is None else pod.cpu_milli
+    memory = defaults.memory_bytes if pod.memory_bytes is None else pod.memory_bytes
+    selector = tuple(sorted(pod.node_selector.items()))
+    accelerator = pod.accelerator if pod.gpus else None
+    key = json.dumps([image, cpu, memory, pod.gpus, accelerator, selector, tolerations], sort_keys=True)
+    return Pool(
+        name=f"{_kind(pod.gpus, accelerator)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}",
+        image=image,
+        cpu_milli=cpu,
+        memory_bytes=memory,
+        gpus=pod.gpus,
+        accelerator=accelerator,
+        node_selector=selector,
+        tolerations=json.dumps(tolerations, sort_keys=True),
+    )
+
+
+def _kind(gpus: int, accelerator: str | None) -> str:
+    """The readable part of a pool's name: cpu, gpu-x1, l4-x2. Short, for pods' names hold it."""
+    if not gpus:
+        return "cpu"
+    words = re.sub("[^a-z0-9]+", "-", (accelerator or "gpu").lower()).strip("-").removeprefix("nvidia-")
+    return f"{words[:16].strip('-') or 'gpu'}-x{gpus}"
+
+
+def demands(models: Iterable[ModelDeployment], defaults: PodDefaults) -> tuple[Demand, ...]:
+    """One a pool, by name. Rolling out with surge starts every new replica beside the old ones."""
+    found: dict[str, Demand] = {}
+    for model in models:
+        pool = pool_of(model, defaults)
+        scaling, pods = model.spec.scaling, model.spec.pod.pods
+        surge = 2 if model.spec.rollout == "Surge" else 1
+        before = found.get(pool.name, Demand(pool, 0, 0))
+        found[pool.name] = Demand(
+            pool, before.minimum + scaling.min_replicas * pods, before.maximum + scaling.max * pods * surge
+        )
+    return tuple(found[name] for name in sorted(found))
