@@ -1,4 +1,4 @@
-"""A small HTTP server that speaks OpenAI's chat as a model does, and misbehaves on request: used by tests of the gateway.
+"""A small HTTP server that speaks OpenAI's chat as a model does, and misbehaves on request: for the gateway's tests.
 
 It stands for what can't be had in a test: a paid provider, an engine that crashes mid-answer, one that sends garbage.
 What it does is told by its `Behaviour`, or by a `Behaviour` queued for the next calls. Real sockets, raw bytes: nothing

@@ -17,6 +17,7 @@ from typing import Any
 import aiohttp
 import uvicorn
 from support.backend import Backend
+
 from tollway_serving.contract.catalogue import Catalogue, KeyEntry, Limits, ModelEntry, PlanEntry, Target
 from tollway_serving.gateway.app import Gateway
 from tollway_serving.gateway.logs import AccessLog
@@ -120,16 +121,15 @@ class Running:
         return self.gateway.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
-async def until(condition: Callable[[], bool], timeout: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], within: float = 10.0) -> None:
     """Waits for a state that has no event of its own, by looking often."""
-    deadline = time.monotonic() + timeout
+    deadline = time.monotonic() + within
     while not condition():
         assert time.monotonic() < deadline, "did not happen in time"
         await asyncio.sleep(0.005)
 
 
 HELLO = [{"role": "user", "content": "hello"}]
-
 
 
 def write_secrets(folder: Path) -> Path:
@@ -165,7 +165,13 @@ async def run_gateway(
     logs = io.BytesIO()
     gateway.access_log = AccessLog(True, logs)
     config = uvicorn.Config(
-        gateway, host="127.0.0.1", port=0, lifespan="on", log_config=None, access_log=False, ws="none",
+        gateway,
+        host="127.0.0.1",
+        port=0,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        ws="none",
         timeout_graceful_shutdown=2,
     )
     server = uvicorn.Server(config)

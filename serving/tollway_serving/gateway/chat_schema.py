@@ -432,19 +432,20 @@ def fit_chat(request: ChatRequest, model: Model, ignore: bool) -> Fitted:
         del payload["tool_choice"]
     for name in ("max_tokens", "max_completion_tokens", "stream", "stream_options"):
         payload.pop(name, None)
-    payload["messages"] = list(_messages(request.values["messages"], model.entry.target.internal))
+    payload["messages"] = list(_messages(request.values["messages"]))
     return fitted
 
 
-def _messages(messages: list[dict[str, Any]], internal: bool) -> Iterator[dict[str, Any]]:
-    """As a model wants them: without nulls and what only answers have; our own engines know system, not developer."""
+def _messages(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """As a model wants them: without nulls and what only answers have; a refusal is what the assistant said."""
     for message in messages:
-        sent = message
-        if len(message) > 2:
+        if len(message) > 2 or "content" not in message:
             sent = {k: v for k, v in message.items() if v is not None and k not in ("annotations", "refusal")}
-        if internal and message["role"] == "developer":
-            sent = {**sent, "role": "system"}
-        yield sent
+            if message.get("refusal") and not message.get("content"):
+                sent["content"] = message["refusal"]
+            yield sent
+        else:
+            yield message
 
 
 def _bytes(text: str) -> int:

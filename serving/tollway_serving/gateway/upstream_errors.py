@@ -89,7 +89,8 @@ def refused(entry: ModelEntry, answer: Answer, body: bytes) -> Failed | ApiError
         return overloaded(entry, detail, retry, limited=not entry.target.internal)
     if status in (408, 504):
         return timed_out(entry, detail)
-    if status == 503 and code == "model_overloaded":
+    # Serve's own "too many queued" is a 503 in plain text; a model's has a code.
+    if status == 503 and (code == "model_overloaded" or (code is None and entry.target.internal)):
         return overloaded(entry, detail, retry)
     if (status == 503 and code == "model_starting") or (status == 404 and entry.state in ("Starting", "Asleep")):
         return starting(entry, detail, retry)
