@@ -48,12 +48,16 @@ class Reserve:
     output_minimum: int = 1
     explicit: bool = False
     deadline_ms: int = 600_000  # from now; a hold past it is closed by the reaper
-    replaces: str | None = None  # a fallback's: this hold is released in the same transaction, no second request counted
+    # A fallback's: this hold is released in the same transaction and no second request is counted; where the reserve is
+    # refused it stays, and its caller settles it.
+    replaces: str | None = None
+    key_uid: str = ""  # KeyEntry.uid: the key's own counts begin anew with a re-created ApiKey
 
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """Before output token n leaves, covered >= n is durable. Idempotent; never lowers. `prompt_tokens` once known."""
+    """Before output token n leaves, covered >= n is durable. Idempotent; never lowers. `prompt_tokens` once known.
+    Fails with HoldClosed where the hold was closed meanwhile (past its deadline): send nothing more."""
 
     charge_id: str
     output_tokens: int
@@ -62,7 +66,12 @@ class Cover:
 
 @dataclass(frozen=True, slots=True)
 class Settle:
-    """Close a hold with what was really used. Settling a closed hold again answers its first receipt."""
+    """Close a hold with what was really used. Settling a closed hold again answers its first receipt.
+
+    The ledger decides what counts as a successful request (and is priced as one): "ok", and "cancelled" where something
+    was generated; `counts["requests"]` is ignored. "released" charges nothing whatever the counts are. Fails with
+    UnknownCharge for an id that was never reserved. After LedgerUnavailable the store goes on trying by itself.
+    """
 
     charge_id: str
     counts: Mapping[Unit, int]
@@ -105,7 +114,9 @@ class Refused:
     code: RefusalCode
     message: str  # for the client, in the contract's words
     retry_after_s: int | None = None
-    limit: str = ""  # requests_per_minute, tokens_per_minute, concurrent_requests, credits, quota, trial: a metric label
+    limit: str = (
+        ""  # requests_per_minute, tokens_per_minute, concurrent_requests, credits, quota, trial: a metric label
+    )
     rates: RateState = field(default_factory=RateState)
 
 
@@ -124,5 +135,13 @@ class Receipt:
     counts: Mapping[Unit, int]
 
 
-class LedgerUnavailable(Exception):
+class LedgerUnavailable(Exception):  # noqa: N818 - named after what is the case
     """The database can't be reached, or doesn't answer in time; the message is for logs, never for clients."""
+
+
+class HoldClosed(Exception):  # noqa: N818 - named after what is the case
+    """The hold of this charge id is not open any more."""
+
+
+class UnknownCharge(Exception):  # noqa: N818 - named after what is the case
+    """No hold and no receipt has this charge id."""

@@ -6,7 +6,7 @@ The gateway's tests use the real SQLite store behind the same protocol, so nothi
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 from tollway_serving.contract.catalogue import Catalogue, KeyEntry, ModelEntry, PlanEntry
 from tollway_serving.ledger.ops import Cover, Receipt, Refused, Reserve, Reserved, Settle, Stale
@@ -55,7 +55,7 @@ class Ledger(Protocol):
     def submit(self, op: Cover) -> "asyncio.Future[None]": ...
     @overload
     def submit(self, op: Settle) -> "asyncio.Future[Receipt]": ...
-    def submit(self, op: Reserve | Cover | Settle) -> "asyncio.Future[object]":
+    def submit(self, op: Reserve | Cover | Settle) -> "asyncio.Future[Any]":
         """Synchronous: once it returns, the op will be carried out even if the caller is cancelled. A Reserve whose
         future was cancelled is released by the store itself."""
 

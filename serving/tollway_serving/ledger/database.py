@@ -1,0 +1,131 @@
+"""SQLAlchemy Core connections for everything off the hot path: migrations, the catalogue, usage, grants, verify.
+
+One function works on a plain `Connection` for both databases: SQLite runs it in a thread, PostgreSQL through asyncpg.
+"""
+
+import asyncio
+import sqlite3
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from tollway_serving.ledger.ops import LedgerUnavailable
+
+T = TypeVar("T")
+
+LIMIT_S = 2.0
+"""Within this time a call on the ledger succeeds or is LedgerUnavailable."""
+
+BUSY_MS = 1_500
+"""How long SQLite waits for another process's transaction."""
+
+POSTGRES_NOW_MS = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
+
+PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MS}")
+
+
+def sqlite_path(url: str) -> Path | None:
+    """The file of a `sqlite:///abs/path/ledger.db`, which is always absolute; None for PostgreSQL. ValueError for the
+    rest."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "sqlite" and rest.strip("/"):
+        return Path("/" + rest.lstrip("/"))
+    if scheme in ("postgresql", "postgres"):
+        return None
+    raise ValueError("a database URL is sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+
+
+class Database:
+    """`read` and `write` run a function in one transaction. Raises LedgerUnavailable for what the database does."""
+
+    def __init__(self, url: str, *, limit_s: float = LIMIT_S) -> None:
+        """`limit_s` bounds a whole call; reports over many rows take longer than requests."""
+        self._limit_s = limit_s
+        self._path = sqlite_path(url)
+        self._sync: sa.Engine | None = None
+        self._async: AsyncEngine | None = None
+        if self._path is not None:
+            self._sync = _sqlite_engine(self._path)
+        else:
+            self._async = _postgres_engine(url, limit_s)
+
+    @property
+    def dialect(self) -> str:
+        return "sqlite" if self._sync is not None else "postgresql"
+
+    async def read(self, function: Callable[[sa.Connection], T]) -> T:
+        return await self._run(function, "DEFERRED")
+
+    async def write(self, function: Callable[[sa.Connection], T]) -> T:
+        return await self._run(function, "IMMEDIATE")
+
+    async def _run(self, function: Callable[[sa.Connection], T], mode: str) -> T:
+        try:
+            async with asyncio.timeout(self._limit_s):
+                if self._async is not None:
+                    async with self._async.begin() as connection:
+                        return await connection.run_sync(function)
+                return await asyncio.to_thread(self._in_thread, function, mode)
+        except (sa.exc.DBAPIError, OSError, sqlite3.Error) as error:
+            if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError):
+                raise
+            raise LedgerUnavailable(type(error).__name__) from error
+
+    def _in_thread(self, function: Callable[[sa.Connection], T], mode: str) -> T:
+        assert self._sync is not None  # noqa: S101 - for the type checker
+        with self._sync.connect().execution_options(sqlite_mode=mode) as connection, connection.begin():
+            return function(connection)
+
+    async def close(self) -> None:
+        if self._async is not None:
+            await self._async.dispose()
+        if self._sync is not None:
+            self._sync.dispose()
+
+
+def now_ms(connection: sa.Connection) -> int:
+    """The database's clock: the only one that decides anything."""
+    if connection.dialect.name == "sqlite":
+        return time.time_ns() // 1_000_000  # the host's clock is what all processes with the file share
+    return int(connection.execute(sa.text(f"select {POSTGRES_NOW_MS}")).scalar_one())
+
+
+def _sqlite_engine(path: Path) -> sa.Engine:
+    engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.QueuePool, pool_size=2, max_overflow=2)
+
+    @sa.event.listens_for(engine, "connect")
+    def _connected(connection: Any, _record: object) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself
+        for pragma in PRAGMAS:
+            connection.execute(f"PRAGMA {pragma}")
+
+    @sa.event.listens_for(engine, "begin")
+    def _begin(connection: sa.Connection) -> None:
+        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_mode', 'IMMEDIATE')}")
+
+    return engine
+
+
+def _postgres_engine(url: str, limit_s: float) -> AsyncEngine:
+    parsed = sa.make_url(url).set(drivername="postgresql+asyncpg")
+    milliseconds = str(int(limit_s * 1000))
+    return create_async_engine(
+        parsed,
+        pool_size=2,
+        max_overflow=2,
+        pool_timeout=limit_s,
+        pool_pre_ping=True,
+        connect_args={
+            "timeout": min(limit_s, LIMIT_S),
+            "server_settings": {
+                "application_name": "tollway",
+                "statement_timeout": milliseconds,
+                "lock_timeout": milliseconds,
+                "idle_in_transaction_session_timeout": milliseconds,
+            },
+        },
+    )

@@ -1,0 +1,121 @@
+"""The gateway's ledger: `open_ledger(url, owner)` gives a port.Ledger on SQLite or PostgreSQL.
+
+This module joins the batcher (hot path) with the catalogue, the heartbeat and the reaper; which database it is, only
+the backends know.
+"""
+
+import asyncio
+import contextlib
+from typing import Any, overload
+
+import structlog
+
+from tollway_serving.ledger import catalogue, replicas
+from tollway_serving.ledger.backend import Backend
+from tollway_serving.ledger.backends import open_backend
+from tollway_serving.ledger.batch import Batcher
+from tollway_serving.ledger.database import Database
+from tollway_serving.ledger.ops import (
+    Cover,
+    LedgerUnavailable,
+    Receipt,
+    Refused,
+    Reserve,
+    Reserved,
+    Settle,
+    Stale,
+)
+from tollway_serving.ledger.port import CatalogueDelta
+from tollway_serving.ledger.transaction import Expire
+from tollway_serving.ledger.version import check_version
+
+log = structlog.get_logger(__name__)
+
+POLL_S = 0.25
+BEAT_S = 5.0
+CLOSE_S = 10.0
+
+
+class Store:
+    """See port.Ledger."""
+
+    def __init__(self, backend: Backend, database: Database, owner: str) -> None:
+        self.revision = 0
+        self.revision_changed = asyncio.Event()
+        self._backend = backend
+        self._database = database
+        self._owner = owner
+        self._metrics_url = ""
+        self._batcher = Batcher(backend, self._seen)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self) -> None:
+        await self._database.read(check_version)
+        await self._backend.connect()
+        await self.announce(self._owner, self._metrics_url)
+        self._seen(await self._backend.poll())
+        self._batcher.start()
+        loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(self._forever(self._poll, POLL_S), name="tollway-ledger-poll"),
+            loop.create_task(self._forever(self._beat, BEAT_S), name="tollway-ledger-beat"),
+        ]
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._batcher.close(CLOSE_S)
+        with contextlib.suppress(LedgerUnavailable):
+            await self._database.write(lambda connection: replicas.leave(connection, self._owner))
+        await self._backend.close()
+        await self._database.close()
+
+    @overload
+    def submit(self, op: Reserve) -> "asyncio.Future[Reserved | Refused | Stale]": ...
+    @overload
+    def submit(self, op: Cover) -> "asyncio.Future[None]": ...
+    @overload
+    def submit(self, op: Settle) -> "asyncio.Future[Receipt]": ...
+    def submit(self, op: Reserve | Cover | Settle) -> "asyncio.Future[Any]":
+        return self._batcher.submit(op)
+
+    async def load_catalogue(self, since: int) -> CatalogueDelta:
+        delta = await self._database.read(lambda connection: catalogue.changes(connection, since))
+        self._seen(delta.revision)
+        return delta
+
+    async def announce(self, owner: str, metrics_url: str) -> None:
+        self._owner, self._metrics_url = owner, metrics_url
+        await self._database.write(lambda connection: replicas.announce(connection, owner, metrics_url))
+
+    def _seen(self, revision: int) -> None:
+        if revision > self.revision:
+            self.revision = revision
+            self.revision_changed.set()
+
+    async def _poll(self) -> None:
+        self._seen(await self._backend.poll())
+
+    async def _beat(self) -> None:
+        await self.announce(self._owner, self._metrics_url)
+        for charge_id in await self._database.read(replicas.expired_holds):
+            receipt = await self._batcher.submit(Expire(charge_id))
+            log.warning("ledger.hold_reaped", charge_id=charge_id, charged_micro=receipt.charged_micro)
+
+    @staticmethod
+    async def _forever(step: Any, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            try:
+                await step()
+            except LedgerUnavailable as error:
+                log.debug("ledger.unavailable", reason=str(error))
+            except Exception as error:  # a reaped hold that fails must not end the heartbeat
+                log.error("ledger.background_failed", error=repr(error))
+
+
+def open_ledger(url: str, owner: str) -> Store:
+    """`url`: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE; `owner` names this gateway replica. Opens
+    nothing yet: see `start`. ValueError for another kind of URL."""
+    return Store(open_backend(url), Database(url), owner)

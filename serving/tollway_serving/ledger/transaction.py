@@ -1,0 +1,324 @@
+"""One database transaction's worth of operations, carried out in memory on the rows that a store has loaded.
+
+Both stores do the same: say what rows the operations need (`needs`), load and lock them, `run` each operation, write
+what `Work` says has changed, commit. All that differs between databases stays in the stores.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from tollway_serving.contract.units import UNITS
+from tollway_serving.ledger.admit import Scope, admit, book, credits_left, rates
+from tollway_serving.ledger.ops import (
+    Cover,
+    HoldClosed,
+    Receipt,
+    Refused,
+    Reserve,
+    Reserved,
+    Settle,
+    Stale,
+    UnknownCharge,
+)
+from tollway_serving.ledger.settle import last_known, settle
+from tollway_serving.ledger.state import (
+    Charge,
+    Hold,
+    State,
+    account_subject,
+    decode,
+    encode,
+    give_back,
+    hold_to_json,
+)
+
+QUARTER_MS = 900_000
+
+Row = dict[str, Any]
+Result = Reserved | Refused | Stale | Receipt | Exception | None
+
+
+@dataclass(frozen=True, slots=True)
+class Expire:
+    """The reaper's: close this hold by what is last known of it. Only the stores make one."""
+
+    charge_id: str
+
+
+AnyOp = Reserve | Cover | Settle | Expire
+
+
+@dataclass(frozen=True, slots=True)
+class EntryFacts:
+    """What a reserve checks of a catalogue row again."""
+
+    revision: int
+    deleted: bool
+    active: bool = True  # keys only, like the next
+    expires_at: int | None = None  # seconds
+
+
+@dataclass(slots=True)
+class Subject:
+    state: State
+    first_key_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Ids of the rows that some operations touch. A hold among `charges` brings its own subjects."""
+
+    subjects: set[str]
+    charges: set[str]
+    closing: set[str]  # those of `charges` whose receipt is wanted where there is no hold any more
+    covering: set[str]
+    entries: set[tuple[str, str]]
+
+
+def needs(ops: Iterable[AnyOp]) -> Needs:
+    found = Needs(set(), set(), set(), set(), set())
+    for op in ops:
+        found.charges.add(op.charge_id)
+        if isinstance(op, Settle | Expire):
+            found.closing.add(op.charge_id)
+        elif isinstance(op, Cover):
+            found.covering.add(op.charge_id)
+        if isinstance(op, Reserve):
+            found.subjects.add(account_subject(op.account))
+            if (key := key_subject(op)) is not None:
+                found.subjects.add(key)
+            if op.replaces is not None:
+                found.charges.add(op.replaces)
+            found.entries.update((("key", op.key_sha256), ("plan", op.plan), ("model", op.model_id)))
+    return found
+
+
+def key_subject(op: Reserve) -> str | None:
+    """A key has a state of its own only where it narrows its plan."""
+    return f"key:{op.key_uid or op.key_id}" if op.key_limits.binds() else None
+
+
+def entry_facts(kind: str, revision: int, deleted: int, body: str) -> EntryFacts:
+    if kind != "key" or deleted:
+        return EntryFacts(revision, bool(deleted))
+    raw = orjson.loads(body)
+    return EntryFacts(revision, False, raw.get("state", "Active") == "Active", raw.get("expires_at"))
+
+
+@dataclass(slots=True)
+class Work:
+    """The loaded rows, and what has become of them. `now` is the database's clock, read after the locks."""
+
+    now: int
+    revision: int
+    subjects: dict[str, Subject]
+    holds: dict[str, Hold]
+    closed: dict[str, Receipt]
+    entries: Mapping[tuple[str, str], EntryFacts]
+    changed: set[str] = field(default_factory=set)
+    opened: dict[str, Hold] = field(default_factory=dict)
+    covered: dict[str, Hold] = field(default_factory=dict)
+    ended: list[str] = field(default_factory=list)
+    usage: list[Row] = field(default_factory=list)
+    _rollups: dict[tuple[object, ...], Row] = field(default_factory=dict)
+
+    def run(self, ops: Sequence[AnyOp]) -> list[Result]:
+        """In their order. An operation that is wrong in itself answers its exception and changes nothing."""
+        return [self._run(op) for op in ops]
+
+    def _run(self, op: AnyOp) -> Result:
+        try:
+            if isinstance(op, Reserve):
+                return self._reserve(op)
+            if isinstance(op, Cover):
+                self._cover(op)
+                return None
+            if isinstance(op, Settle):
+                return self._settle(op)
+            hold = self.holds.get(op.charge_id)
+            return self._receipt(op.charge_id) if hold is None else self._close(hold, last_known(hold))
+        except (ValueError, HoldClosed, UnknownCharge) as error:
+            return error
+
+    def _reserve(self, op: Reserve) -> Reserved | Refused | Stale:
+        account = self.subjects[account_subject(op.account)]
+        narrowing = key_subject(op)
+        known = self.holds.get(op.charge_id)
+        now = max(self.now, account.state.clock)
+        if narrowing is not None:
+            now = max(now, self.subjects[narrowing].state.clock)
+        refused = self._moved_on(op, now)
+        if refused is not None:
+            return refused
+        scopes: tuple[Scope, ...] = (Scope(account.state, op.account_limits, account.first_key_ms),)
+        if narrowing is not None:
+            scopes = (*scopes, Scope(self.subjects[narrowing].state, op.key_limits, is_key=True))
+        if known is not None:  # committed before its answer was lost
+            return self._reserved(known, scopes, now)
+        replaced = self.holds.get(op.replaces) if op.replaces is not None else None
+        judged = scopes if replaced is None else self._without(replaced, scopes, now)
+        decision = admit(judged, op, now, narrowing)
+        if isinstance(decision, Refused):
+            return replace(decision, rates=rates(scopes, now))
+        if replaced is not None:
+            self._close(replaced, Settle(replaced.charge_id, {}, "released"))
+        book(scopes, decision, op, now)
+        self.changed.add(account_subject(op.account))
+        if narrowing is not None:
+            self.changed.add(narrowing)
+        self.holds[op.charge_id] = self.opened[op.charge_id] = decision
+        return self._reserved(decision, scopes, now)
+
+    @staticmethod
+    def _without(hold: Hold, scopes: tuple[Scope, ...], now: int) -> tuple[Scope, ...]:
+        """Copies, as if `hold` were gone already: a refusal then leaves everything as it was."""
+        nothing = Charge({}, 0, 0, 0, 0)
+        copies = []
+        for scope in scopes:
+            state = decode(encode(scope.state))
+            if not scope.is_key or hold.key_subject is not None:
+                give_back(state, hold, nothing, now, is_key=scope.is_key)
+            copies.append(replace(scope, state=state))
+        return tuple(copies)
+
+    def _reserved(self, hold: Hold, scopes: tuple[Scope, ...], now: int) -> Reserved:
+        return Reserved(
+            charge_id=hold.charge_id,
+            held_micro=hold.micro,
+            output_tokens=hold.counts.get("output_tokens", 0),
+            rates=rates(scopes, now),
+            credits_left_micro=credits_left(scopes, now),
+        )
+
+    def _moved_on(self, op: Reserve, now: int) -> Refused | Stale | None:
+        key = self.entries.get(("key", op.key_sha256))
+        if key is None or key.deleted or not key.active:
+            return Refused("invalid_api_key", "The API key is not valid.")
+        if key.expires_at is not None and now >= key.expires_at * 1000:
+            return Refused("expired_api_key", "The API key has expired.")
+        for kind, entry_id in (("key", op.key_sha256), ("plan", op.plan), ("model", op.model_id)):
+            entry = self.entries.get((kind, entry_id))
+            if entry is not None and entry.revision > op.catalogue_revision:
+                return Stale(self.revision)
+        return None
+
+    def _cover(self, op: Cover) -> None:
+        hold = self.holds.get(op.charge_id)
+        if hold is None:
+            raise HoldClosed(op.charge_id)
+        prompt = hold.covered_prompt if op.prompt_tokens is None else op.prompt_tokens
+        if op.output_tokens <= hold.covered_output and prompt == hold.covered_prompt:
+            return
+        hold = replace(hold, covered_output=max(op.output_tokens, hold.covered_output), covered_prompt=prompt)
+        self.holds[op.charge_id] = hold
+        (self.opened if op.charge_id in self.opened else self.covered)[op.charge_id] = hold
+
+    def _settle(self, op: Settle) -> Receipt:
+        hold = self.holds.get(op.charge_id)
+        return self._receipt(op.charge_id) if hold is None else self._close(hold, op)
+
+    def _receipt(self, charge_id: str) -> Receipt:
+        if charge_id not in self.closed:
+            raise UnknownCharge(charge_id)
+        return self.closed[charge_id]
+
+    def _close(self, hold: Hold, op: Settle) -> Receipt:
+        account = account_subject(hold.account)
+        charge = settle(self.subjects[account].state, hold, op)
+        now = max(self.now, self.subjects[account].state.clock)
+        give_back(self.subjects[account].state, hold, charge, now, is_key=False)
+        self.changed.add(account)
+        if hold.key_subject is not None:
+            give_back(self.subjects[hold.key_subject].state, hold, charge, now, is_key=True)
+            self.changed.add(hold.key_subject)
+        del self.holds[hold.charge_id]
+        self.covered.pop(hold.charge_id, None)
+        if self.opened.pop(hold.charge_id, None) is None:
+            self.ended.append(hold.charge_id)
+        self._record(hold, op, charge, now)
+        receipt = Receipt(hold.charge_id, charge.micro, charge.overrun, charge.counts)
+        self.closed[hold.charge_id] = receipt
+        return receipt
+
+    def _record(self, hold: Hold, op: Settle, charge: Charge, now: int) -> None:
+        self.usage.append(
+            {
+                "charge_id": hold.charge_id,
+                "request_id": hold.request_id,
+                "created_ms": hold.created,
+                "settled_ms": now,
+                "account": hold.account,
+                "key_id": hold.key_id,
+                "key_subject": hold.key_subject,
+                "plan": hold.plan,
+                "endpoint": hold.endpoint,
+                "model_id": hold.model_id,
+                "revision": hold.revision,
+                "status": op.status,
+                "http_status": op.http_status,
+                "error_code": op.error_code,
+                "estimated": int(op.estimated),
+                "duration_ms": op.duration_ms,
+                "first_token_ms": op.first_token_ms,
+                "fallback_from": op.fallback_from,
+                "fallback_depth": op.fallback_depth,
+                "held_micro": hold.micro,
+                "charged_micro": charge.micro,
+                "topup_micro": charge.topup,
+                "overrun_micro": charge.overrun,
+                "held": orjson.dumps(hold.counts).decode(),
+                "counts": orjson.dumps(charge.counts).decode(),
+                "prices": orjson.dumps(hold.prices).decode(),
+            }
+        )
+        quarter = hold.created - hold.created % QUARTER_MS
+        dimensions = (hold.account, quarter, hold.key_id, hold.model_id, hold.endpoint, op.status)
+        row: Row | None = self._rollups.get(dimensions)
+        if row is None:
+            row = dict(zip(ROLLUP_KEY, dimensions, strict=True))
+            row.update(dict.fromkeys(ROLLUP_SUMS, 0))
+            self._rollups[dimensions] = row
+        row["calls"] += 1
+        row["charged_micro"] += charge.micro
+        row["overrun_micro"] += charge.overrun
+        for unit, count in charge.counts.items():
+            row[unit] += count
+
+    def subject_rows(self) -> list[Row]:
+        return [{"id": name, "state": encode(self.subjects[name].state)} for name in sorted(self.changed)]
+
+    def opened_rows(self) -> list[Row]:
+        return [
+            {
+                "charge_id": hold.charge_id,
+                "account": hold.account,
+                "key_subject": hold.key_subject,
+                "owner": hold.owner,
+                "model_id": hold.model_id,
+                "deadline_ms": hold.deadline,
+                "covered_output": hold.covered_output,
+                "covered_prompt": hold.covered_prompt,
+                "body": hold_to_json(hold),
+            }
+            for hold in self.opened.values()
+        ]
+
+    def covered_rows(self) -> list[Row]:
+        return [
+            {
+                "charge_id": hold.charge_id,
+                "covered_output": hold.covered_output,
+                "covered_prompt": hold.covered_prompt,
+            }
+            for hold in self.covered.values()
+        ]
+
+    def rollup_rows(self) -> list[Row]:
+        return list(self._rollups.values())
+
+
+ROLLUP_KEY = ("account", "quarter_ms", "key_id", "model_id", "endpoint", "status")
+ROLLUP_SUMS = ("calls", "charged_micro", "overrun_micro", *UNITS)
