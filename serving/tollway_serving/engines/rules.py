@@ -1,9 +1,8 @@
 """The rules of one grammar while it is being made, and JSON as every grammar here writes it. `grammar` fills them."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
-
-import orjson
 
 from tollway_serving.engines import gbnf
 from tollway_serving.engines.protocol import EngineError
@@ -70,4 +69,4 @@ def written(value: Any) -> str:
         return "{" + ", ".join(f"{written(str(key))}: {written(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(map(written, value)) + "]"
-    return orjson.dumps(value).decode()
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
