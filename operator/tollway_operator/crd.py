@@ -195,7 +195,7 @@ def definition(kind: Kind) -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": model["properties"]["spec"],
-            "status": structural(kind.status),
+            "status": {"description": "What there is.", **structural(kind.status)},
         },
         RULES_KEY: model[RULES_KEY],
     }

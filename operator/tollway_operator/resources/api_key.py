@@ -110,7 +110,7 @@ class ApiKey(Resource):
 
     KIND: ClassVar[Literal["ApiKey"]] = "ApiKey"
 
-    spec: ApiKeySpec
+    spec: ApiKeySpec = Field(description="What is wanted.")
 
     @property
     def account(self) -> str:

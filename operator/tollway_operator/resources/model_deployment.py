@@ -369,7 +369,7 @@ class ModelDeployment(Resource):
         ),
     )
 
-    spec: ModelDeploymentSpec
+    spec: ModelDeploymentSpec = Field(description="What is wanted.")
 
     @property
     def model_id(self) -> str:

@@ -159,7 +159,7 @@ class Plan(Resource):
 
     KIND: ClassVar[Literal["Plan"]] = "Plan"
 
-    spec: PlanSpec = PlanSpec()
+    spec: PlanSpec = Field(default=PlanSpec(), description="What is wanted; absent: no limit at all.")
 
     @property
     def display_name(self) -> str:

@@ -10,7 +10,9 @@ from pydantic import Field, StrictInt, StrictStr
 from tollway_operator.resources.common import Model, Time
 from tollway_operator.resources.rules import MapBy
 
-Generation = Annotated[StrictInt, Field(ge=0, le=2**63 - 1)]
+Generation = Annotated[
+    StrictInt, Field(ge=0)
+]  # a bound at 2^63 - 1 is a float to the API server, which then refuses all
 Number = Annotated[StrictInt, Field(ge=0, le=10**9)]
 Word = Annotated[StrictStr, Field(max_length=316)]
 
