@@ -1,4 +1,4 @@
-"""Keys: made for `ensure_key` and `rotate_key` by both `Objects` ports, and described without ever leaving their Secret.
+"""Keys: made by both `Objects` ports for `ensure_key` and `rotate_key`, and described without leaving their Secret.
 
 A generated key is `sk-tw-`, 43 base62 characters from 256 random bits, and 6 of checksum: CRC32 of all that precedes.
 """
@@ -14,6 +14,10 @@ BODY = 43
 CHECKSUM = 6
 MINIMUM_IMPORTED = 20
 """Characters that an imported key must have at the least."""
+
+OWNER_LABEL = "tollway.dev/api-key"
+MANAGED_BY = "app.kubernetes.io/managed-by"
+"""Labels of the Secrets that are ours: the ApiKey's name, and "tollway"."""
 
 KEY_FIELD = "OPENAI_API_KEY"
 URL_FIELD = "OPENAI_BASE_URL"

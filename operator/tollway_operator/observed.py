@@ -87,6 +87,7 @@ class Observed:
     complete: bool = True  # every watched namespace was listed: an absent object is a deleted one
     ray: RayStatus | None = None  # None: Ray does not answer
     ray_error: str = ""
+    ray_busy: bool = False  # an application set is on its way, and its effect not seen yet
     published: Catalogue | None = None  # None: the ledger does not answer
     ledger_error: str = ""
     holds: Mapping[str, int] | None = None  # open holds by model id; None: unknown

@@ -69,10 +69,10 @@ class Workers:
         now = asyncio.get_running_loop().time()
         return min((max(0.0, failure.not_before - now) for failure in self._failures.values()), default=None)
 
-    async def room(self) -> None:
-        """Waits until at least one place is free."""
-        while len(self._running) >= self._limit:
-            await asyncio.wait(self._running.values(), return_when=asyncio.FIRST_COMPLETED)
+    async def room(self, seconds: float) -> None:
+        """Waits until at least one place is free, `seconds` at the most."""
+        if len(self._running) >= self._limit:
+            await asyncio.wait(self._running.values(), timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)
 
     async def rest(self, seconds: float) -> bool:
         """Waits for the writes in flight, `seconds` at the most. Whether all have ended."""

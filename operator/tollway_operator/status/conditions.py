@@ -46,6 +46,7 @@ class Outcome:
     published: bool = True  # the ledger has what is wanted
     ledger_error: str = ""
     ray_error: str = ""
+    refused_apps: Mapping[str, str] = field(default_factory=dict)  # configs that Ray would not even take, by name
     key_errors: Mapping[tuple[Kind, str, str], str] = field(default_factory=dict)
     not_ours: frozenset[tuple[Kind, str, str]] = frozenset()
 

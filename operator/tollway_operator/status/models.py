@@ -31,7 +31,7 @@ def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: 
     if ready.reason in (ModelReady.ENGINE_CRASHED, ModelReady.SOURCE_FAILED, ModelReady.UNREACHABLE):
         warn.append(("Ready", "False"))
     conditions = (
-        _accepted(view),
+        _accepted(view, outcome),
         _scheduled(view, app),
         ready,
         _degraded(view, app, there, desired),
@@ -42,9 +42,11 @@ def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: 
     return write(view.parsed.raw, conditions, _fields(view, app, observed), observed.now, settled=settled, warn=warn)
 
 
-def _accepted(view: ModelView) -> Condition:
+def _accepted(view: ModelView, outcome: Outcome) -> Condition:
     if view.refused:
         return Condition("Accepted", reason(ModelAccepted, view.refused.reason), view.refused.message)
+    if view.app in outcome.refused_apps:
+        return Condition("Accepted", ModelAccepted.INVALID_ARGS, f"Ray refuses it: {outcome.refused_apps[view.app]}")
     ignored = f"without effect here: {', '.join(view.ignored)}" if view.ignored else ""
     return Condition("Accepted", ModelAccepted.ACCEPTED, ignored)
 
