@@ -47,10 +47,10 @@ def engine_request(request: Mapping[str, Any], output_tokens: int) -> tuple[dict
             continue
         if value not in _NOTHING.get(name, ()):
             raise EngineError(f"This model does not support {name}.", code="unsupported_parameter", param=name)
-    choices = request.get("n") or 1
+    choices = _first(request, "n", default=1)
     if not isinstance(choices, int) or not 1 <= choices <= MAX_CHOICES:
         raise EngineError(f"n must be a whole number from 1 to {MAX_CHOICES}.", param="n")
-    maximum = request.get("max_completion_tokens") or request.get("max_tokens") or output_tokens
+    maximum = _first(request, "max_completion_tokens", "max_tokens", default=output_tokens)
     if not isinstance(maximum, int) or maximum < 1:
         raise EngineError("max_tokens must be a whole number above 0.", param="max_tokens")
     body = {
@@ -66,6 +66,10 @@ def engine_request(request: Mapping[str, Any], output_tokens: int) -> tuple[dict
     if body.get("logprobs"):
         body["top_logprobs"] = max(1, int(request.get("top_logprobs") or 0))  # 0 would mean: no logprobs at all
     return body, choices
+
+
+def _first(request: Mapping[str, Any], *names: str, default: int) -> Any:
+    return next((request[name] for name in names if request.get(name) is not None), default)
 
 
 def _messages(messages: object) -> list[dict[str, Any]]:
