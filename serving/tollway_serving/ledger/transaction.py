@@ -283,6 +283,7 @@ class Work:
             self._rollups[dimensions] = row
         row["calls"] += 1
         row["charged_micro"] += charge.micro
+        row["topup_micro"] += charge.topup
         row["overrun_micro"] += charge.overrun
         for unit, count in charge.counts.items():
             row[unit] += count
@@ -321,4 +322,4 @@ class Work:
 
 
 ROLLUP_KEY = ("account", "quarter_ms", "key_id", "model_id", "endpoint", "status")
-ROLLUP_SUMS = ("calls", "charged_micro", "overrun_micro", *UNITS)
+ROLLUP_SUMS = ("calls", "charged_micro", "topup_micro", "overrun_micro", *UNITS)

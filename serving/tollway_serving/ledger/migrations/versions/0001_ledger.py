@@ -43,6 +43,7 @@ def upgrade() -> None:
             {"name": "catalogue_revision", "value": 0},
             {"name": "schema_version", "value": 1},
             {"name": "compatible_from", "value": 1},
+            {"name": "usage_from_ms", "value": 0},  # usage rows from here on are all there
         ],
     )
     op.create_table(
@@ -110,6 +111,7 @@ def upgrade() -> None:
         text("status", key=True),
         big("calls"),
         big("charged_micro"),
+        big("topup_micro"),
         big("overrun_micro"),
         *(big(unit) for unit in UNITS),
     )
