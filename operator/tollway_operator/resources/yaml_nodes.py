@@ -90,7 +90,8 @@ def documents(text: str) -> Iterator[Node]:
                 yield Node(value, root)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise BadYaml(mark.line + 1 if mark else 1, f"not YAML: {error.problem or error.context}") from error
+        last = text.rstrip("\n").count("\n") + 1  # what is missing at the end is missed in the line after it
+        raise BadYaml(min(mark.line + 1, last) if mark else 1, f"not YAML: {error.problem or error.context}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise BadYaml(line, f"not YAML: {error.reason}") from error
