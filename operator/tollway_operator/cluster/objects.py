@@ -50,6 +50,8 @@ class ClusterObjects:
 
     def __init__(self, api: Api, namespaces: tuple[str, ...], names: Names) -> None:
         self.changed = asyncio.Event()
+        self.listed = asyncio.Event()
+        """Set once everything was listed: nobody should decide anything before."""
         self.trouble = "The first lists are not complete yet."
         """Why the caches may be behind; empty while all is well."""
         self._api = api
@@ -57,7 +59,6 @@ class ClusterObjects:
         self._objects: dict[Kind, Cache[Raw]] = {kind: Cache() for kind in PLURALS}
         self._secrets: Cache[SecretView] = Cache()
         self._written: dict[str, Mapping[str, Any]] = {}  # status last written, by uid
-        self._complete = False
         self._relist = asyncio.Event()
         self._reader = SecretReader(api)
         self._keys = KeySecrets(api, self._secrets, f"{GROUP}/{VERSION}", {WATCH_LABEL: "true"})
@@ -131,8 +132,8 @@ class ClusterObjects:
                 wait = delay
             else:
                 self.trouble, delay, wait = "", 0.5, _RELIST
-                if not self._complete:
-                    self._complete = True
+                if not self.listed.is_set():
+                    self.listed.set()
                     self.changed.set()
             try:
                 async with asyncio.timeout(wait):
@@ -160,7 +161,7 @@ class ClusterObjects:
 
     async def _keep_read(self) -> None:
         while True:
-            await asyncio.sleep(max(0.5, self._reader.seconds_to_next()))
+            await self._reader.due()
             if await self._reader.refresh():
                 self.changed.set()
 
@@ -172,7 +173,7 @@ class ClusterObjects:
         watched = {(view.namespace, view.name): view for view in self._secrets}
         named = {name for raw in objects for name in _references(raw)}
         read = await self._reader.views(named - watched.keys())
-        return Snapshot(objects, {**read, **watched}, memory, self._complete)
+        return Snapshot(objects, {**read, **watched}, memory, self.listed.is_set())
 
     async def ensure_key(self, owner: Raw, secret_name: str, base_url: str) -> None:
         await self._keys.ensure(owner, secret_name, base_url)

@@ -41,6 +41,7 @@ class SecretReader:
         self._api = api
         self._known: dict[Name, _Read] = {}
         self._places = asyncio.Semaphore(_AT_ONCE)
+        self._planned = asyncio.Event()
 
     async def views(self, wanted: Collection[Name]) -> Mapping[Name, SecretView]:
         """The Secrets of these names that exist, reading those never seen; the others are forgotten. Raises what the
@@ -57,10 +58,18 @@ class SecretReader:
         await asyncio.gather(*(self._read(name) for name in due), return_exceptions=True)
         return any(name in self._known and self._known[name].view != view for name, view in before.items())
 
-    def seconds_to_next(self) -> float:
-        """Until something is due; a minute at the most."""
-        now = time.monotonic()
-        return min((max(0.0, read.due - now) for read in self._known.values()), default=60.0)
+    async def due(self) -> None:
+        """Waits until something is to be read again."""
+        while True:
+            self._planned.clear()
+            wait = min((read.due for read in self._known.values()), default=float("inf")) - time.monotonic()
+            if wait <= 0:
+                return
+            try:
+                async with asyncio.timeout(None if wait == float("inf") else wait):
+                    await self._planned.wait()
+            except TimeoutError:
+                return
 
     async def _read(self, name: Name) -> None:
         known = self._known.get(name)
@@ -77,6 +86,7 @@ class SecretReader:
                 known.due = time.monotonic() + _REREAD / 10
             else:
                 self._known[name] = _Read(view, time.monotonic() + _REREAD)
+        self._planned.set()
 
 
 def to_view(body: Object) -> SecretView:
