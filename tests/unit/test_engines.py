@@ -233,6 +233,7 @@ class Call:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.incoming.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
         self.sent: list[dict[str, Any]] = []
+        self.began = asyncio.Event()
         self.headers = [(b"x-tollway-token", token)]
 
     async def run(self, path: str = "/v1/chat/completions", method: str = "POST") -> "Call":
@@ -240,6 +241,7 @@ class Call:
 
         async def send(message: Any) -> None:
             self.sent.append(dict(message))
+            self.began.set()
 
         await self.app({**scope, "headers": self.headers}, self.incoming.get, send)
         return self
@@ -332,8 +334,7 @@ async def test_serve_cancelling_the_handler_stops_the_generation(tmp_path: Path)
     engine = Scripted(ANSWER[0], endless=True)
     call = Call(engine, tmp_path, {"messages": HELLO, "stream": True})
     running = asyncio.create_task(call.run())
-    while not call.sent:
-        await asyncio.sleep(0)
+    await call.began.wait()
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
