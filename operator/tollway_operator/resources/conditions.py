@@ -5,7 +5,7 @@ hack/generate) doesn't explain. In each class the good reason comes first.
 """
 
 from enum import StrEnum
-from typing import ClassVar, Literal, Self
+from typing import Literal, Self
 
 from tollway_operator.ports import Kind
 
@@ -13,9 +13,8 @@ ConditionStatus = Literal["True", "False"]
 
 
 class Reason(StrEnum):
-    """Base: a member is its own text, with the condition's `status`, its `meaning` and `remedy` (what to do)."""
-
-    QUESTION: ClassVar[str]  # filled from the class's docstring in the documentation
+    """Base: a member is its own text, with the condition's `status`, its `meaning` and `remedy` (what to do).
+    A subclass's docstring is the question that its condition answers."""
 
     status: ConditionStatus
     meaning: str
