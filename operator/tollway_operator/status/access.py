@@ -1,6 +1,7 @@
 """The conditions of Plans and ApiKeys. Called by `judge`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tollway_operator.builders.views import KeyView, PlanView
@@ -57,7 +58,9 @@ def judge_key(view: KeyView, plan: PlanEntry | None, observed: Observed, outcome
         "usage": _usage(usage) if usage else raw.status.get("usage"),
     }
     warn = (("Accepted", "False"), ("NearLimit", "True"))
-    return write(raw, conditions, fields, observed.now, warn=warn, settled=not view.secret_missing or bool(key_error))
+    passing = view.secret_missing and not key_error  # the next pass sees the Secret: no status for a moment's sake
+    judgement = write(raw, conditions, fields, observed.now, warn=warn, settled=not passing)
+    return replace(judgement, changed=False, events=()) if passing else judgement
 
 
 def _accepted(view: KeyView, not_ours: bool, key_error: str) -> Condition:

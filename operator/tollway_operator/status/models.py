@@ -45,7 +45,7 @@ def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: 
 def _accepted(view: ModelView, outcome: Outcome) -> Condition:
     if view.refused:
         return Condition("Accepted", reason(ModelAccepted, view.refused.reason), view.refused.message)
-    if view.app in outcome.refused_apps:
+    if view.app is not None and view.app in outcome.refused_apps:
         return Condition("Accepted", ModelAccepted.INVALID_ARGS, f"Ray refuses it: {outcome.refused_apps[view.app]}")
     ignored = f"without effect here: {', '.join(view.ignored)}" if view.ignored else ""
     return Condition("Accepted", ModelAccepted.ACCEPTED, ignored)
