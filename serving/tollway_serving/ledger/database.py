@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
@@ -42,14 +43,15 @@ def sqlite_path(url: str) -> Path | None:
 class Database:
     """`read` and `write` run a function in one transaction. Raises LedgerUnavailable for what the database does."""
 
-    def __init__(self, url: str, *, limit_s: float = LIMIT_S) -> None:
-        """`limit_s` bounds a whole call; reports over many rows take longer than requests."""
+    def __init__(self, url: str, *, limit_s: float = LIMIT_S, create: bool = False) -> None:
+        """`limit_s` bounds a whole call; reports over many rows take longer than requests. Only who migrates may
+        create a SQLite file: for the others a missing one is LedgerUnavailable."""
         self._limit_s = limit_s
         self._path = sqlite_path(url)
         self._sync: sa.Engine | None = None
         self._async: AsyncEngine | None = None
         if self._path is not None:
-            self._sync = _sqlite_engine(self._path)
+            self._sync = _sqlite_engine(self._path, create)
         else:
             self._async = _postgres_engine(url, limit_s)
 
@@ -71,9 +73,10 @@ class Database:
                         return await connection.run_sync(function)
                 return await asyncio.to_thread(self._in_thread, function, mode)
         except (sa.exc.DBAPIError, OSError, sqlite3.Error) as error:
-            if isinstance(error, sa.exc.IntegrityError | sa.exc.ProgrammingError):
+            if isinstance(error, sa.exc.IntegrityError):
                 raise
-            raise LedgerUnavailable(type(error).__name__) from error
+            cause = getattr(error, "orig", error)
+            raise LedgerUnavailable(f"{type(cause).__name__}: {cause}") from error
 
     def _in_thread(self, function: Callable[[sa.Connection], T], mode: str) -> T:
         assert self._sync is not None  # noqa: S101 - for the type checker
@@ -94,8 +97,10 @@ def now_ms(connection: sa.Connection) -> int:
     return int(connection.execute(sa.text(f"select {POSTGRES_NOW_MS}")).scalar_one())
 
 
-def _sqlite_engine(path: Path) -> sa.Engine:
-    engine = sa.create_engine(f"sqlite:///{path}", poolclass=sa.QueuePool, pool_size=2, max_overflow=2)
+def _sqlite_engine(path: Path, create: bool) -> sa.Engine:
+    mode = "rwc" if create else "rw"
+    address = f"sqlite:///file:{quote(str(path))}?mode={mode}&uri=true"
+    engine = sa.create_engine(address, poolclass=sa.QueuePool, pool_size=2, max_overflow=2)
 
     @sa.event.listens_for(engine, "connect")
     def _connected(connection: Any, _record: object) -> None:

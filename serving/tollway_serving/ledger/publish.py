@@ -28,7 +28,7 @@ class DatabasePublisher:
         path = sqlite_path(self._url)
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
-        migrating = Database(self._url, limit_s=_MIGRATION_S)
+        migrating = Database(self._url, limit_s=_MIGRATION_S, create=True)
         try:
             await migrating.write(migrate)
         finally:

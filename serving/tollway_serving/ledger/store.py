@@ -80,6 +80,11 @@ class Store:
     def submit(self, op: Reserve | Cover | Settle) -> "asyncio.Future[Any]":
         return self._batcher.submit(op)
 
+    @property
+    def waiting(self) -> int:
+        """Operations that the database has not taken yet: a metric, and what a graceful stop looks at."""
+        return self._batcher.waiting
+
     async def load_catalogue(self, since: int) -> CatalogueDelta:
         delta = await self._database.read(lambda connection: catalogue.changes(connection, since))
         self._seen(delta.revision)

@@ -66,7 +66,7 @@ def verify_connection(connection: sa.Connection) -> Report:
         for row in connection.execute(sa.select(schema.subjects.c.id, schema.subjects.c.state))
     }
     report.subjects = len(stored)
-    books = _Books(report, stored)
+    books = Books(report, stored)
     now = now_ms(connection)
     for mapping in connection.execute(sa.select(schema.holds)).mappings():
         books.hold(hold_from_row(dict(mapping)), now)
@@ -84,7 +84,7 @@ def verify_connection(connection: sa.Connection) -> Report:
     return report
 
 
-class _Books:
+class Books:
     """Sums up rows and holds into the states that the subjects should have."""
 
     def __init__(self, report: Report, stored: dict[str, State]) -> None:
@@ -196,7 +196,7 @@ def _usage_rows(connection: sa.Connection) -> Iterator[sa.Row[Any]]:
         last = page[-1].charge_id
 
 
-def _lifetimes(connection: sa.Connection, books: _Books) -> None:
+def _lifetimes(connection: sa.Connection, books: Books) -> None:
     """What was ever used comes from the roll-ups: usage rows may be older than their retention. Roll-ups have no key
     subject, so this is for accounts."""
     table = schema.rollups
