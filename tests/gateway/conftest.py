@@ -9,7 +9,14 @@ import pytest
 from support.backend import Backend
 from support.gateway import Running, run_gateway
 
+from tollway_serving.gateway import logs
+
 Start = Callable[..., Any]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _logs() -> None:
+    logs.configure()
 
 
 @pytest.fixture

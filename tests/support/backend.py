@@ -19,6 +19,7 @@ class Behaviour:
     """How one call is answered. Times are seconds."""
 
     status: int = 200
+    word: str = "w"  # each token is this and its number
     words: int = 5  # generated tokens, unless the request's maximum is lower
     before: float = 0.0  # until the head
     first: float = 0.0  # between the head and the first event
@@ -190,7 +191,7 @@ class Backend:
             "choices": [
                 {
                     "index": i,
-                    "message": {"role": "assistant", "content": " ".join(f"w{k}" for k in range(size))},
+                    "message": {"role": "assistant", "content": " ".join(f"{b.word}{k}" for k in range(size))},
                     "finish_reason": "length" if size < b.words else "stop",
                 }
                 for i in range(n)
@@ -215,7 +216,7 @@ class Backend:
         events: list[dict[str, Any]] = []
         for i in range(n):
             for k in range(size):
-                delta: dict[str, Any] = {"content": f"w{k}" if k == 0 else f" w{k}"}
+                delta: dict[str, Any] = {"content": f"{b.word}{k}" if k == 0 else f" {b.word}{k}"}
                 if k == 0:
                     delta["role"] = "assistant"
                 events.append({**chunk, "choices": [{"index": i, "delta": delta, "finish_reason": None}]})

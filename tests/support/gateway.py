@@ -6,6 +6,7 @@ Used by the tests and the bench of the gateway.
 import asyncio
 import hashlib
 import io
+import json
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -94,10 +95,11 @@ class Running:
     async def post(self, body: Any, **options: Any) -> tuple[int, Any, Any]:
         """Status, headers and parsed body of a chat completion."""
         headers = {"authorization": f"Bearer {KEY}", **options.pop("headers", {})}
-        data = {"data": body} if isinstance(body, bytes) else {"json": body}
-        if isinstance(body, bytes):
-            headers.setdefault("content-type", "application/json")
-        async with self.client.post(f"{self.url}/v1/chat/completions", headers=headers, **data, **options) as response:
+        headers.setdefault("content-type", "application/json")
+        data = io.BytesIO(body if isinstance(body, bytes) else json.dumps(body).encode())
+        async with self.client.post(
+            f"{self.url}/v1/chat/completions", headers=headers, data=data, **options
+        ) as response:
             return response.status, response.headers, await response.json()
 
     async def stream(self, body: dict[str, Any], **options: Any) -> tuple[Any, bytes]:
@@ -108,8 +110,16 @@ class Running:
         ) as response:
             return response.headers, await response.read()
 
-    async def usage_rows(self) -> list[dict[str, Any]]:
-        """Rows of the ledger's usage table, oldest first; waits for those that are being written."""
+    async def usage_rows(self, count: int = 0) -> list[dict[str, Any]]:
+        """Rows of the ledger's usage table, oldest first; waits until there are `count`."""
+        for _ in range(1000):
+            rows = self._usage_rows()
+            if len(rows) >= count:
+                return rows
+            await asyncio.sleep(0.005)
+        raise AssertionError(f"{len(rows)} usage rows, {count} expected")
+
+    def _usage_rows(self) -> list[dict[str, Any]]:
         connection = sqlite3.connect(self.database.removeprefix("sqlite:///"))
         try:
             connection.row_factory = sqlite3.Row

@@ -111,13 +111,19 @@ def _listed(values: tuple[Any, ...]) -> str:
 
 def _refusal(error: ValidationError, values: dict[str, Any]) -> ApiError:
     """The one of pydantic's findings that lies deepest in the body (a union reports one a branch)."""
-    findings = error.errors(include_url=False, include_context=False, include_input=False)
+    findings = error.errors(include_url=False, include_input=False)
     best = max(findings, key=lambda finding: len(_path(finding["loc"], values, finding["type"])))
     path = _path(best["loc"], values, best["type"])
+    kind, context = best["type"], best.get("ctx", {})
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(str(context["discriminator"]).strip("'"))
     param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")[:200]
-    if best["type"] == "missing":
+    if kind == "union_tag_invalid":
+        text = f"Invalid value for '{param}': it can be {context['expected_tags']}."
+        return ApiError("invalid_value", text, param=param)
+    if kind in ("missing", "union_tag_not_found"):
         return ApiError("missing_required_parameter", f"Missing required parameter: '{param}'.", param=param)
-    if best["type"] == "extra_forbidden":
+    if kind == "extra_forbidden":
         return ApiError("unsupported_parameter", f"Unknown parameter: '{param}'.", param=param)
     message = best["msg"].removeprefix("Value error, ")[:300]
     return ApiError("invalid_value", f"Invalid value for '{param}': {message}.", param=param)

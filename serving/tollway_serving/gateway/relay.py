@@ -295,6 +295,10 @@ class Stream:
         except LedgerUnavailable:
             receipt = None
             error = error or ledger_unavailable()
+        except Exception:
+            # `receipts` logged it; what has been sent can't be taken back, but it must not look complete.
+            receipt = None
+            error = internal_error()
         self._note(receipt)
         if not call.began:
             if error is not None:
