@@ -24,8 +24,9 @@ DASHBOARD_PORT = 8265
 SECRETS_DIR = "/etc/tollway/secrets"
 PROVIDERS_DIR = "/etc/tollway/providers"
 CACHE_DIR = "/var/cache/tollway"
-DRAIN_SECONDS = 3_600  # the longest request; `timeouts.total` is bounded by it
 _HARD_STOP_SECONDS = 3_700  # of a replaced HAProxy; must be longer than the longest request
+_GRACE_SECONDS = 3_720  # of a pod that ends while it serves
+_DRAIN = ["python", "-m", "tollway_serving.drain"]
 _MIN_OBJECT_STORE = 100_000_000  # bytes; requests pass Ray's object store by
 _MAX_OBJECT_STORE = 1_000_000_000
 
@@ -254,8 +255,12 @@ def _template(
             "fsGroup": settings.run_as_user,
         }
     spec: Object = {"containers": [container], "volumes": volumes, "securityContext": security}
-    if not head:  # the head's autoscaler resizes the groups through the API server
-        spec["automountServiceAccountToken"] = False
+    if head:  # nothing there to wait for: the sooner the next one starts the better
+        spec["terminationGracePeriodSeconds"] = 5
+    else:
+        spec["terminationGracePeriodSeconds"] = _GRACE_SECONDS
+        spec["automountServiceAccountToken"] = False  # (the head's autoscaler resizes groups through the API server)
+        container["lifecycle"] = {"preStop": {"exec": {"command": _DRAIN}}}
     if size.node_selector:
         spec["nodeSelector"] = dict(size.node_selector)
     if size.tolerations:
