@@ -6,7 +6,7 @@ own do when it goes away later.
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -20,10 +20,12 @@ _log = structlog.get_logger()
 
 
 class LedgerLink:
-    """See `Publisher`; `start` never fails."""
+    """See `Publisher`; `start` never fails. Nothing is published while `may_write` says no: a replica that lost its
+    Lease while it was frozen must not bring back what its successor revoked."""
 
-    def __init__(self, publisher: Publisher) -> None:
+    def __init__(self, publisher: Publisher, may_write: Callable[[], bool]) -> None:
         self._publisher = publisher
+        self._may_write = may_write
         self._lock = asyncio.Lock()
         self._started = False
         self._failed: tuple[float, LedgerUnavailable] | None = None
@@ -41,7 +43,10 @@ class LedgerLink:
         return await (await self._ready()).published()
 
     async def publish(self, wanted: Catalogue) -> int:
-        return await (await self._ready()).publish(wanted)
+        publisher = await self._ready()
+        if not self._may_write():
+            raise LedgerUnavailable("another replica holds the Lease now")
+        return await publisher.publish(wanted)
 
     async def open_holds(self) -> Mapping[str, int]:
         return await (await self._ready()).open_holds()

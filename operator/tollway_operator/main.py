@@ -77,7 +77,7 @@ class _Operator:
         identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         lease = Lease(api, settings.namespace, settings.lease_name, identity, settings.lease_seconds)
         watches = Watches(objects)
-        publisher = LedgerLink(open_publisher(settings.database_url, settings.scope))
+        publisher = LedgerLink(open_publisher(settings.database_url, settings.scope), lease.is_held)
         stack.push_async_callback(publisher.close)
         ray = ServeApi(settings.ray_address, token=settings.ray_token)
         stack.push_async_callback(ray.close)
@@ -87,6 +87,7 @@ class _Operator:
 
         async def work() -> None:
             state.leading_since = time.monotonic()
+            objects.begin()
             try:
                 await publisher.start()
                 await self._reconcile(objects, ray, publisher, state)

@@ -12,10 +12,9 @@ from tollway_operator.cluster.api import MANAGER, AlreadyExists, Api, Object
 from tollway_operator.cluster.cache import Cache, Entry
 from tollway_operator.cluster.secrets import SECRETS, encode, to_view
 from tollway_operator.errors import Conflict, Gone, NotOurs
-from tollway_operator.keys import KEY_FIELD, URL_FIELD, describe, generate
+from tollway_operator.keys import KEY_FIELD, MANAGED_BY, OWNER_LABEL, URL_FIELD, describe, generate
 from tollway_operator.ports import Raw, SecretView
 
-OWNER_LABEL = "tollway.dev/api-key"
 MAKER = f"{MANAGER}-keys"
 """The field manager of key data: another one than apply's, which would own (and prune) what it doesn't send."""
 
@@ -29,7 +28,7 @@ class KeySecrets:
         self._api = api
         self._cache = cache
         self._api_version = api_version
-        self._labels = {**labels, "app.kubernetes.io/managed-by": "tollway"}
+        self._labels = {**labels, MANAGED_BY: "tollway"}
 
     async def ensure(self, owner: Raw, name: str, base_url: str) -> None:
         known = self._cache.by_name(owner.namespace, name)

@@ -167,6 +167,12 @@ class ClusterObjects:
 
     # -- the port
 
+    def begin(self) -> None:
+        """This replica leads from now on: what another one may have written meanwhile is read again."""
+        self._written.clear()
+        self._memory.forget()
+        self._providers.forget()
+
     async def snapshot(self) -> Snapshot:
         memory = await self._memory.load()
         objects = tuple(raw for cache in self._objects.values() for raw in cache)

@@ -9,9 +9,9 @@ from typing import Any
 from tollway_operator.cluster.api import AlreadyExists, Api, Object
 from tollway_operator.cluster.secrets import SECRETS, encode, key_of
 from tollway_operator.errors import Gone, Refused
-from tollway_operator.keys import describe
+from tollway_operator.keys import MANAGED_BY, describe
 
-_LABELS = {"app.kubernetes.io/managed-by": "tollway"}
+_LABELS = {MANAGED_BY: "tollway"}
 _VERIFY = 300.0  # how often the providers' Secret is compared again although nothing of ours changed
 _LARGEST = 1_000_000  # bytes of a ConfigMap; etcd takes little more
 
@@ -24,6 +24,9 @@ class Memory:
         self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
         self._name = name
         self._known: Mapping[str, str] | None = None
+
+    def forget(self) -> None:
+        self._known = None
 
     async def load(self) -> Mapping[str, str]:
         if self._known is None:
@@ -73,6 +76,9 @@ class ProviderKeys:
         self._name = name
         self._lock = asyncio.Lock()
         self._done: tuple[Mapping[str, Source], float] | None = None
+
+    def forget(self) -> None:
+        self._done = None
 
     async def sync(self, wanted: Mapping[str, Source]) -> None:
         """By file name. Costs nothing if it was called with the same in the last five minutes. A source that is
