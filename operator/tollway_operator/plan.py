@@ -52,7 +52,7 @@ def decide(
     providers = None
     if repair or not provider_keys_known:
         providers = desired.provider_keys
-        if not provider_keys_known:
+        if providers and not provider_keys_known:
             details.append(f"copy {len(providers)} provider keys")
     remember = desired.rollout.memory if desired.rollout.memory != observed.memory else None
     if remember is not None:

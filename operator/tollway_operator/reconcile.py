@@ -95,7 +95,15 @@ async def run(
 class Reconciler:
     """The passes' state: what was read before, what is in flight. Use as an async context manager."""
 
-    def __init__(self, objects: Objects, ray: Ray, publisher: Publisher, settings: Settings) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        ray: Ray,
+        publisher: Publisher,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._clock = clock
         self._objects = objects
         self._publisher = publisher
         self._settings = settings
@@ -148,7 +156,7 @@ class Reconciler:
         """Until something has changed, is due, or `stop` is set."""
         seconds = self._settings.slow_interval if self._settled else self._settings.fast_interval
         if self._next_at is not None:
-            seconds = min(seconds, max(0.0, self._next_at - time.time()))
+            seconds = min(seconds, max(0.0, self._next_at - self._clock()))
         retry = self._workers.next_try()
         seconds = min(seconds, seconds if retry is None else retry)
         waits = [asyncio.ensure_future(event.wait()) for event in (self._objects.changed, self._wake, stop)]
@@ -178,7 +186,7 @@ class Reconciler:
             with suppress(LedgerUnavailable, TimeoutError):
                 holds = await _in_time(self._publisher.open_holds())
         observed = Observed(
-            now=int(time.time()),
+            now=int(self._clock()),
             models=tuple(found["ModelDeployment"]),
             plans=tuple(found["Plan"]),
             keys=tuple(found["ApiKey"]),

@@ -22,12 +22,12 @@ class Secret:
     values: dict[str, str]
     owner_uid: str | None = None
     labels: dict[str, str] = field(default_factory=dict)
-    created: int = 1_700_000_000
+    created: int = 1_800_000_000
 
 
 class MemoryObjects:
     """`put` and `delete` are what kubectl does. `fail` maps a method's name to the error that it raises; `hang` holds
-    names of methods that never answer."""
+    calls that don't answer."""
 
     def __init__(self) -> None:
         self.changed = asyncio.Event()
@@ -39,7 +39,8 @@ class MemoryObjects:
         self.complete = True
         self.fail: dict[str, Exception] = {}
         self.fail_for: dict[tuple[str, str], Exception] = {}  # by (method, object or Secret name)
-        self.hang: set[tuple[str, str]] = set()
+        self.hang: set[tuple[str, str]] = set()  # (method, name) that don't answer before `release`
+        self._released = asyncio.Event()
         self.calls: list[tuple[str, str]] = []
         self._counter = itertools.count(1)
 
@@ -95,6 +96,11 @@ class MemoryObjects:
         uid = old.uid if old else f"secret-{next(self._counter)}"
         self.secrets[namespace or "ml", name] = Secret(uid, dict(values))
         self.changed.set()
+
+    def release(self) -> None:
+        """Lets what hangs go on."""
+        self.hang.clear()
+        self._released.set()
 
     def status(self, kind: Kind, full_name: str) -> Mapping[str, Any]:
         namespace, _, name = full_name.rpartition("/")
@@ -178,7 +184,7 @@ class MemoryObjects:
         self.calls.append((method, name))
         await asyncio.sleep(0)
         if (method, name) in self.hang:
-            await asyncio.Event().wait()
+            await self._released.wait()
         if method in self.fail:
             raise self.fail[method]
         if (method, name) in self.fail_for:
