@@ -32,7 +32,6 @@ def test_every_parameter_of_the_catalogue_reaches_llamacpp() -> None:
         "logit_bias": {"5": 10},
         "logprobs": True,
         "top_logprobs": 3,
-        "response_format": {"type": "json_object"},
     }
     wanted = set(ENGINES["llamacpp"].parameters) & values.keys()
     assert wanted == values.keys()

@@ -50,12 +50,14 @@ SAMPLING = (
     "logit_bias",
 )
 
+TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
+
 ENGINES: dict[str, EngineFacts] = {
     "llamacpp": EngineFacts(
         import_path="tollway_serving.engines.llamacpp:build",
         endpoints=("ChatCompletions",),
-        capabilities=("StructuredOutput", "Logprobs"),
-        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format"),
+        capabilities=("StructuredOutput", "Logprobs", "Tools"),
+        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format", *TOOLS),
         context_tokens=2048,
         output_tokens=1024,
         slots=4,
@@ -69,7 +71,7 @@ ENGINES: dict[str, EngineFacts] = {
         import_path=None,
         endpoints=("ChatCompletions",),
         capabilities=("StructuredOutput", "Logprobs", "Tools", "ImageInput"),
-        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format", "tools", "tool_choice", "parallel_tool_calls"),
+        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format", *TOOLS),
         context_tokens=8192,
         output_tokens=4096,
         slots=100,

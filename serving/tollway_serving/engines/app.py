@@ -1,22 +1,33 @@
 """The raw ASGI application around an engine; each engine's deployment builds one in its replica.
 
-Routes (below the application's prefix): POST /v1/chat/completions, POST /v1/tokenize, GET /v1/models. Without the
-internal token every path is a plain 404, as if nothing were there: only gateways may call models.
+Routes (below the application's prefix): GET /v1/models, POST /v1/tokenize, and what the engine can do of POST
+/v1/chat/completions, /v1/completions, /v1/embeddings. Without the internal token every path is a plain 404, as if
+nothing were there: only gateways may call models.
 """
 
 import asyncio
 import hmac
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
 import structlog
 
-from tollway_serving.engines.protocol import ChatEngine, Chunk, EngineError, Usage
+from tollway_serving.engines.answers import ChatShape, CompletionShape, Shape
+from tollway_serving.engines.protocol import (
+    ChatEngine,
+    Chunk,
+    CompletionEngine,
+    EmbeddingEngine,
+    Engine,
+    EngineError,
+    Usage,
+)
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,6 +36,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 TOKEN_HEADER = b"x-tollway-token"
 MAX_BODY = 32 * 2**20  # bytes; the gateway refuses larger ones first
+MAX_IGNORED = 32
 log = structlog.get_logger(__name__)
 
 
@@ -58,16 +70,21 @@ class InternalToken:
 class EngineApp:
     """`await app(scope, receive, send)`. One instance serves all requests of a replica."""
 
-    def __init__(self, engine: ChatEngine, model_id: str, token: InternalToken) -> None:
+    def __init__(self, engine: Engine, model_id: str, token: InternalToken) -> None:
         self._engine = engine
         self._model_id = model_id
         self._token = token
         self._created = int(time.time())
         self._routes: dict[tuple[str, str], Callable[[Receive, Send], Awaitable[None]]] = {
-            ("POST", "/v1/chat/completions"): self._chat,
             ("POST", "/v1/tokenize"): self._tokenize,
             ("GET", "/v1/models"): self._models,
         }
+        if isinstance(engine, ChatEngine):
+            self._routes["POST", "/v1/chat/completions"] = partial(self._chat, engine)
+        if isinstance(engine, CompletionEngine):
+            self._routes["POST", "/v1/completions"] = partial(self._complete, engine)
+        if isinstance(engine, EmbeddingEngine):
+            self._routes["POST", "/v1/embeddings"] = partial(self._embed, engine)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -94,28 +111,42 @@ class EngineApp:
     async def _tokenize(self, receive: Receive, send: Send) -> None:
         await _json(send, {"count": await self._engine.count_tokens(await _read_json(receive))})
 
-    async def _chat(self, receive: Receive, send: Send) -> None:
+    async def _chat(self, engine: ChatEngine, receive: Receive, send: Send) -> None:
         request = await _read_json(receive)
-        head = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self._model_id}
-        await _until_gone(receive, self._answer_chat(request, head, send))
+        await _until_gone(receive, self._generate(engine.chat(request), ChatShape(), request, send))
 
-    async def _answer_chat(self, request: dict[str, Any], head: dict[str, Any], send: Send) -> None:
-        async with aclosing(self._engine.chat(request)) as chunks:
+    async def _complete(self, engine: CompletionEngine, receive: Receive, send: Send) -> None:
+        request = await _read_json(receive)
+        shape = CompletionShape(request.get("logprobs"))
+        await _until_gone(receive, self._generate(engine.complete(request), shape, request, send))
+
+    async def _embed(self, engine: EmbeddingEngine, receive: Receive, send: Send) -> None:
+        answer = await engine.embed(await _read_json(receive))
+        await _json(send, {"object": "list", "model": self._model_id, **answer.body()})
+
+    async def _generate(
+        self, generator: AsyncGenerator[Chunk], shape: Shape, request: dict[str, Any], send: Send
+    ) -> None:
+        head = {"id": shape.id_prefix + uuid.uuid4().hex, "created": int(time.time()), "model": self._model_id}
+        async with aclosing(generator) as chunks:
             if request.get("stream"):
-                options = request.get("stream_options") or {}
-                await _stream(chunks, head, options, send)
-            else:
-                await _json(send, await _collect(chunks, head))
+                await _stream(chunks, shape, head, request.get("stream_options") or {}, send)
+                return
+            pieces = [chunk async for chunk in chunks]
+        body = {**head, "object": shape.whole_object, "choices": shape.whole(pieces), "usage": pieces[-1].usage.body()}
+        await _json(send, body, headers=_ignored(pieces[0]))
 
 
-async def _stream(chunks: AsyncGenerator[Chunk], head: dict[str, Any], options: dict[str, Any], send: Send) -> None:
+async def _stream(
+    chunks: AsyncGenerator[Chunk], shape: Shape, head: dict[str, Any], options: dict[str, Any], send: Send
+) -> None:
     """SSE. The first chunk decides the status: an error before it is still a plain JSON answer."""
-    first: Chunk = await anext(chunks)
+    chunk: Chunk = await anext(chunks)
     include, continuous = bool(options.get("include_usage")), bool(options.get("continuous_usage_stats"))
-    head = {**head, "object": "chat.completion.chunk"}
+    head = {**head, "object": shape.chunk_object}
 
-    async def frame(body: dict[str, Any]) -> None:
-        await send({"type": "http.response.body", "body": b"data: %b\n\n" % orjson.dumps(body), "more_body": True})
+    async def frame(body: dict[str, Any], more: bool = True) -> None:
+        await send({"type": "http.response.body", "body": b"data: %b\n\n" % orjson.dumps(body), "more_body": more})
 
     async def event(choices: list[dict[str, Any]], usage: Usage) -> None:
         body = {**head, "choices": choices}
@@ -125,21 +156,11 @@ async def _stream(chunks: AsyncGenerator[Chunk], head: dict[str, Any], options: 
             body["usage"] = None
         await frame(body)
 
-    await _start(send, 200, b"text/event-stream; charset=utf-8", [(b"cache-control", b"no-cache")])
-    begun: set[int] = set()
-    chunk = first
+    headers = [(b"cache-control", b"no-cache"), *_ignored(chunk)]
+    await _start(send, 200, b"text/event-stream; charset=utf-8", headers)
     try:
         while True:
-            if chunk.index not in begun:
-                begun.add(chunk.index)
-                choice = {"index": chunk.index, "delta": {"role": "assistant", "content": ""}, "logprobs": None}
-                await event([{**choice, "finish_reason": None}], chunk.usage)
-            if chunk.text or chunk.logprobs:
-                logprobs = {"content": chunk.logprobs, "refusal": None} if chunk.logprobs is not None else None
-                choice = {"index": chunk.index, "delta": {"content": chunk.text}, "logprobs": logprobs}
-                await event([{**choice, "finish_reason": None}], chunk.usage)
-            if chunk.finish_reason:
-                choice = {"index": chunk.index, "delta": {}, "logprobs": None, "finish_reason": chunk.finish_reason}
+            for choice in shape.choices(chunk):
                 await event([choice], chunk.usage)
             following = await anext(chunks, None)
             if following is None:
@@ -149,38 +170,17 @@ async def _stream(chunks: AsyncGenerator[Chunk], head: dict[str, Any], options: 
             await event([], chunk.usage)
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n", "more_body": False})
     except EngineError as error:
-        await frame(error.body())
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await frame(error.body(), more=False)
     except Exception:
         log.exception("generation failed after it began")
         failure = EngineError("The model failed.", status=500, type_="server_error", code="internal_error")
-        await frame(failure.body())
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        await frame(failure.body(), more=False)
 
 
-async def _collect(chunks: AsyncGenerator[Chunk], head: dict[str, Any]) -> dict[str, Any]:
-    """The same pieces as one `chat.completion`."""
-    texts: dict[int, list[str]] = {}
-    logprobs: dict[int, list[dict[str, Any]]] = {}
-    reasons: dict[int, str] = {}
-    usage = Usage(0, 0)
-    async for chunk in chunks:
-        texts.setdefault(chunk.index, []).append(chunk.text)
-        if chunk.logprobs is not None:
-            logprobs.setdefault(chunk.index, []).extend(chunk.logprobs)
-        if chunk.finish_reason:
-            reasons[chunk.index] = chunk.finish_reason
-        usage = chunk.usage
-    choices = [
-        {
-            "index": index,
-            "message": {"role": "assistant", "content": "".join(texts[index]), "refusal": None},
-            "logprobs": {"content": logprobs[index], "refusal": None} if index in logprobs else None,
-            "finish_reason": reasons.get(index, "stop"),
-        }
-        for index in sorted(texts)
-    ]
-    return {**head, "object": "chat.completion", "choices": choices, "usage": usage.body()}
+def _ignored(chunk: Chunk) -> list[tuple[bytes, bytes]]:
+    """What the engine accepted without effect; the gateway adds it to its own list."""
+    paths = [path for path in chunk.ignored if path.isascii() and path.isprintable() and "," not in path]
+    return [(b"x-ignored-parameters", ", ".join(paths[:MAX_IGNORED]).encode())] if paths else []
 
 
 async def _until_gone(receive: Receive, work: Awaitable[None]) -> None:
@@ -238,10 +238,14 @@ async def _start(send: Send, status: int, content_type: bytes, headers: list[tup
     )
 
 
-async def _answer(send: Send, status: int, body: bytes, content_type: bytes) -> None:
-    await _start(send, status, content_type, [(b"content-length", str(len(body)).encode())])
+async def _answer(
+    send: Send, status: int, body: bytes, content_type: bytes, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    await _start(send, status, content_type, [(b"content-length", str(len(body)).encode()), *headers])
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
-async def _json(send: Send, body: dict[str, Any], status: int = 200) -> None:
-    await _answer(send, status, orjson.dumps(body), b"application/json")
+async def _json(
+    send: Send, body: dict[str, Any], status: int = 200, headers: Sequence[tuple[bytes, bytes]] = ()
+) -> None:
+    await _answer(send, status, orjson.dumps(body), b"application/json", headers)

@@ -11,6 +11,9 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,10 @@ from ray import serve
 
 from tollway_serving.contract.applications import MODEL_DEPLOYMENT
 from tollway_serving.engines.app import EngineApp, InternalToken
-from tollway_serving.engines.llamacpp_wire import Decoder, engine_request, failure
+from tollway_serving.engines.constrained import plan
+from tollway_serving.engines.decision import Decider
+from tollway_serving.engines.llamacpp_completions import generate, read_job
+from tollway_serving.engines.llamacpp_wire import Decoder, constrain, engine_request, failure
 from tollway_serving.engines.protocol import Chunk, EngineArgs, EngineError
 from tollway_serving.engines.weights import locate, usable_cores
 
@@ -34,7 +40,8 @@ CHECK_TIMEOUT_S = 20.0
 
 
 class LlamaCpp:
-    """A `ChatEngine`. Loads the model in its constructor (about a second); ModelMissingError if it isn't installed."""
+    """A `ChatEngine` and `CompletionEngine`. Loads the model in its constructor (about a second); ModelMissingError if
+    it isn't installed."""
 
     def __init__(self, args: EngineArgs) -> None:
         import xllamacpp  # only where the engine runs
@@ -50,6 +57,7 @@ class LlamaCpp:
         # A request that was given up holds its thread until the next token, so there are more threads than slots.
         self._threads = ThreadPoolExecutor(2 * self._slots, thread_name_prefix="generate")
         self._http: aiohttp.ClientSession | None = None
+        self._decider = Decider(self._run)
         log.info(
             "model loaded",
             model=args.name,
@@ -82,19 +90,32 @@ class LlamaCpp:
 
     async def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
         body, choices = engine_request(request, self._args.output_tokens)
-        decoder = Decoder(top_logprobs=int(request.get("top_logprobs") or 0))
+        how = plan({**request, "messages": body["messages"]})
+        mode = how.mode
+        if mode == "decide":
+            mode = "calls" if how.decision and await self._decider.needed(how.decision) else "text"
+        body = constrain(body, how, mode)
+        decoder = Decoder(top_logprobs=int(request.get("top_logprobs") or 0), mode=mode)
         for first in range(0, choices, self._slots):  # llama.cpp makes at most one choice a slot in a call
             part = {**body, "n": min(self._slots, choices - first)}
             if first and "seed" in part:
                 part["seed"] += first
             decoder.next_call(first)
-            async for event in self._run(part):
-                if "error" in event:
-                    raise failure(event["error"])
-                for chunk in decoder.chunks(event):
-                    yield chunk
+            async with aclosing(self._run(part)) as events:
+                async for event in events:
+                    if "error" in event:
+                        raise failure(event["error"])
+                    for chunk in decoder.chunks(event):
+                        yield replace(chunk, ignored=how.ignored) if how.ignored else chunk
 
-    async def _run(self, body: dict[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+    async def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
+        job = read_job(request, self._args.output_tokens)
+        run = partial(self._run, chat=False)
+        async with aclosing(generate(job, self._slots, run, self._count, self._text_of)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _run(self, body: dict[str, Any], *, chat: bool = True) -> AsyncGenerator[dict[str, Any]]:
         """llama.cpp's own events of one call. Generation happens in a thread and ends early when this is closed.
 
         The queue is bounded by the answer's length: llama.cpp doesn't wait for its readers.
@@ -115,7 +136,8 @@ class LlamaCpp:
         def generate() -> None:
             try:
                 if not gone.is_set():
-                    self._server.handle_chat_completions(body, on_event)
+                    handle = self._server.handle_chat_completions if chat else self._server.handle_completions
+                    handle(body, on_event)
                 put(None)
             except Exception as error:
                 put(error)
@@ -132,9 +154,22 @@ class LlamaCpp:
             gone.set()
 
     async def count_tokens(self, request: Mapping[str, Any]) -> int:
-        body, _ = engine_request({"messages": request.get("messages")}, self._args.output_tokens)
-        answer = await self._call("/v1/chat/completions/input_tokens", {"messages": body["messages"]})
+        if "messages" not in request:
+            return sum([await self._count(prompt) for prompt in read_job(request, self._args.output_tokens).prompts])
+        body, _ = engine_request(request, self._args.output_tokens)
+        messages = plan({**request, "messages": body["messages"]}).messages
+        answer = await self._call("/v1/chat/completions/input_tokens", {"messages": messages})
         return int(answer["input_tokens"])
+
+    async def _count(self, prompt: str | list[int]) -> int:
+        if not isinstance(prompt, str):
+            return len(prompt)
+        # As llama.cpp reads a prompt: with the tokens that a model wants around it, and special ones as such.
+        answer = await self._call("/tokenize", {"content": prompt, "add_special": True, "parse_special": True})
+        return len(answer["tokens"])
+
+    async def _text_of(self, tokens: list[int]) -> str:
+        return str((await self._call("/detokenize", {"tokens": tokens}))["content"])
 
     async def check(self) -> None:
         # Metrics are answered by the loop that generates, so an answer means that it turns.

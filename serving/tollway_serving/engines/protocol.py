@@ -6,7 +6,7 @@ that every engine's answers look alike.
 
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 
 class EngineError(Exception):
@@ -53,6 +53,23 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class CallDelta:
+    """A piece of a function call: the first one of a call has its id and name, the others pieces of its arguments."""
+
+    index: int  # of the call in its choice
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's `delta.tool_calls` item."""
+        if self.id is None:
+            return {"index": self.index, "function": {"arguments": self.arguments}}
+        function = {"name": self.name, "arguments": self.arguments}
+        return {"index": self.index, "id": self.id, "type": "function", "function": function}
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of one choice. The last one of a choice has its finish_reason; `usage` never shrinks."""
 
@@ -60,7 +77,9 @@ class Chunk:
     text: str
     usage: Usage
     logprobs: list[dict[str, Any]] | None = None  # OpenAI's logprobs.content, for the tokens of this text
-    finish_reason: Literal["stop", "length"] | None = None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None = None
+    calls: tuple[CallDelta, ...] = ()
+    ignored: tuple[str, ...] = ()  # paths of what was accepted without effect, in the first chunk at least
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +96,42 @@ class EngineArgs:
     queued_requests: int = 100  # requests that may wait for a slot; one more is answered 503
 
 
-class ChatEngine(Protocol):
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors in the order of the inputs: lists of floats, or base64 of little-endian float32."""
+
+    vectors: list[list[float]] | list[str]
+    prompt_tokens: int
+
+    def body(self) -> dict[str, Any]:
+        data = [{"object": "embedding", "index": at, "embedding": vector} for at, vector in enumerate(self.vectors)]
+        return {"data": data, "usage": {"prompt_tokens": self.prompt_tokens, "total_tokens": self.prompt_tokens}}
+
+
+class Engine(Protocol):
     """Made in the replica's constructor; every method is called on the replica's event loop and must not block it."""
 
+    async def count_tokens(self, request: Mapping[str, Any]) -> int:
+        """Prompt tokens of a request, exactly as the answer's usage will have them."""
+
+    async def check(self) -> None:
+        """Raises if the engine is stuck or gone: Serve then replaces the replica."""
+
+
+@runtime_checkable
+class ChatEngine(Engine, Protocol):
     def chat(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
         """Generates. Closing the generator stops the generation. EngineError for what can't be answered, before the
         first chunk wherever possible."""
 
-    async def count_tokens(self, request: Mapping[str, Any]) -> int:
-        """Prompt tokens of a chat request."""
 
-    async def check(self) -> None:
-        """Raises if the engine is stuck or gone: Serve then replaces the replica."""
+@runtime_checkable
+class CompletionEngine(Engine, Protocol):
+    def complete(self, request: Mapping[str, Any]) -> AsyncGenerator[Chunk]:
+        """The same for OpenAI's older completions; `logprobs` in chat's shape."""
+
+
+@runtime_checkable
+class EmbeddingEngine(Engine, Protocol):
+    async def embed(self, request: Mapping[str, Any]) -> Embeddings:
+        """Vectors of the request's `input`."""
