@@ -55,9 +55,9 @@ TOOLS = ("tools", "tool_choice", "parallel_tool_calls")
 ENGINES: dict[str, EngineFacts] = {
     "llamacpp": EngineFacts(
         import_path="tollway_serving.engines.llamacpp:build",
-        endpoints=("ChatCompletions",),
+        endpoints=("ChatCompletions", "Completions"),
         capabilities=("StructuredOutput", "Logprobs", "Tools"),
-        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format", *TOOLS),
+        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format", *TOOLS, "echo", "best_of"),
         context_tokens=2048,
         output_tokens=1024,
         slots=4,
@@ -66,6 +66,16 @@ ENGINES: dict[str, EngineFacts] = {
             "threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512),
             "parallel": Arg("integer", "requests worked on at once; memory grows with it", 1, 64),
         },
+    ),
+    "minilm": EngineFacts(
+        import_path="tollway_serving.engines.minilm:build",
+        endpoints=("Embeddings",),
+        parameters=("encoding_format", "dimensions"),
+        context_tokens=512,
+        output_tokens=1,  # none, but a model's entry wants one
+        slots=8,
+        sources=("package",),
+        args={"threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512)},
     ),
     "remote": EngineFacts(
         import_path=None,

@@ -121,7 +121,10 @@ class EngineApp:
         await _until_gone(receive, self._generate(engine.complete(request), shape, request, send))
 
     async def _embed(self, engine: EmbeddingEngine, receive: Receive, send: Send) -> None:
-        answer = await engine.embed(await _read_json(receive))
+        await _until_gone(receive, self._answer_vectors(engine, await _read_json(receive), send))
+
+    async def _answer_vectors(self, engine: EmbeddingEngine, request: dict[str, Any], send: Send) -> None:
+        answer = await engine.embed(request)
         await _json(send, {"object": "list", "model": self._model_id, **answer.body()})
 
     async def _generate(

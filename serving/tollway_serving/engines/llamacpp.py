@@ -5,7 +5,6 @@ is xllamacpp imported, so that this module can be named where the engine is not 
 """
 
 import asyncio
-import os
 import secrets
 import threading
 import time
@@ -21,10 +20,10 @@ import aiohttp
 import structlog
 from ray import serve
 
-from tollway_serving.contract.applications import MODEL_DEPLOYMENT
 from tollway_serving.engines.app import EngineApp, InternalToken
 from tollway_serving.engines.constrained import plan
 from tollway_serving.engines.decision import Decider
+from tollway_serving.engines.deployment import application, token_file
 from tollway_serving.engines.llamacpp_completions import generate, read_job
 from tollway_serving.engines.llamacpp_wire import Decoder, constrain, engine_request, failure
 from tollway_serving.engines.protocol import Chunk, EngineArgs, EngineError
@@ -196,10 +195,6 @@ class LlamaCpp:
         return answer
 
 
-def token_file() -> Path:
-    return Path(os.environ.get("TOLLWAY_SECRETS_DIR", "/etc/tollway/secrets")) / "internal-token"
-
-
 @serve.ingress()
 class LlamaCppModel:
     """The replica."""
@@ -217,13 +212,4 @@ class LlamaCppModel:
 
 def build(args: dict[str, Any]) -> serve.Application:
     """The Serve application of one ModelDeployment; `args` are EngineArgs' fields."""
-    settings = EngineArgs(**args)
-    deployment: serve.Deployment = serve.deployment(
-        name=MODEL_DEPLOYMENT,
-        max_ongoing_requests=settings.slots,
-        max_queued_requests=settings.queued_requests,
-        # Little, so that two cores hold a third model or a surge: llama.cpp's threads share the cores by themselves.
-        ray_actor_options={"num_cpus": 0.1},
-    )(LlamaCppModel)
-    application: serve.Application = deployment.bind(args)
-    return application
+    return application(LlamaCppModel, args)

