@@ -103,8 +103,8 @@ class KubeRaySettings(_Base):
         )
 
 
-def load(path: Path) -> KubeRaySettings:
-    """ValueError with one clear line if the file can't be read or says something unknown."""
+def load(path: Path, namespace: str) -> KubeRaySettings:
+    """For an operator in this namespace. ValueError, in one line, if the file can't be read or says something unknown."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
@@ -112,7 +112,7 @@ def load(path: Path) -> KubeRaySettings:
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: not a mapping")
     try:
-        return KubeRaySettings.model_validate(content)
+        return KubeRaySettings.model_validate({**content, "namespace": namespace})
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error

@@ -21,13 +21,17 @@ import structlog
 from aiohttp import web
 
 from tollway_operator import reconcile
+from tollway_operator.builders.ray_cluster import SERVE_PORT
 from tollway_operator.cluster import Access, Api, ClusterObjects, Names
 from tollway_operator.cluster.objects import GROUP, PLURALS, VERSION
 from tollway_operator.errors import OperatorError
+from tollway_operator.existing_ray import ExistingRay
 from tollway_operator.handlers import Watches, kopf_settings, register
+from tollway_operator.kuberay import KubeRay, owner_reference
 from tollway_operator.lease import Lease
 from tollway_operator.ledger_link import LedgerLink
 from tollway_operator.operator_settings import OperatorSettings, settings_from_env
+from tollway_operator.platform import Platform
 from tollway_operator.probes import State, application
 from tollway_operator.serve_api import ServeApi
 from tollway_serving.ledger.publish import open_publisher
@@ -79,8 +83,8 @@ class _Operator:
         watches = Watches(objects)
         publisher = LedgerLink(open_publisher(settings.database_url, settings.scope), lease.is_held)
         stack.push_async_callback(publisher.close)
-        ray = ServeApi(settings.ray_address, token=settings.ray_token)
-        stack.push_async_callback(ray.close)
+        platform = await self._platform(api)
+        stack.push_async_callback(platform.close)
         state = State(
             lambda: [text for text in (self._missing, objects.trouble, watches.trouble, lease.trouble) if text]
         )
@@ -90,7 +94,7 @@ class _Operator:
             objects.begin()
             try:
                 await publisher.start()
-                await self._reconcile(objects, ray, publisher, state)
+                await self._reconcile(objects, platform, publisher, state)
             finally:
                 state.leading_since = None
 
@@ -120,6 +124,18 @@ class _Operator:
                 failed = True
                 _log.error("operator_failed", exc_info=result)
         return failed
+
+    async def _platform(self, api: Api) -> Platform:
+        """A Ray cluster of our own, or the one that is there."""
+        settings = self._settings
+        if settings.kuberay is None:
+            return ExistingRay(settings.ray_address, token=settings.ray_token)
+        owner = await owner_reference(api, settings.namespace, settings.deployment) if settings.deployment else None
+        return KubeRay(api, settings.kuberay, self._connect, owner=owner)
+
+    def _connect(self, address: str) -> ServeApi:
+        http = {"host": "0.0.0.0", "port": SERVE_PORT}  # noqa: S104 - HAProxy of each pod
+        return ServeApi(address, token=self._settings.ray_token, http_options=http)
 
     async def _crds_are_there(self, api: Api) -> bool:
         """Waits for them; False if it is time to stop."""
@@ -169,10 +185,13 @@ class _Operator:
         await self._unless_stopped(objects.listed.wait())
         await lease.lead(work, self._stop)
 
-    async def _reconcile(self, objects: ClusterObjects, ray: ServeApi, publisher: LedgerLink, state: State) -> None:
+    async def _reconcile(
+        self, objects: ClusterObjects, platform: Platform, publisher: LedgerLink, state: State
+    ) -> None:
         """Runs until stopped; the pass in progress may end, within reason."""
+        settings = self._settings.reconcile
         run = reconcile.run(
-            objects, ray, publisher, self._settings.reconcile, self._stop, on_progress=state.on_progress
+            objects, platform, publisher, settings, self._stop, on_progress=state.on_progress, platform=platform
         )
         running = asyncio.create_task(run)
         try:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from tollway_operator.platform import PlatformStatus
 from tollway_operator.ports import Kind, Raw, RayStatus, SecretView, Snapshot
 from tollway_operator.resources import ApiKey, Invalid, ModelDeployment, Plan, parse
 from tollway_operator.resources.common import Resource
@@ -88,6 +89,7 @@ class Observed:
     ray: RayStatus | None = None  # None: Ray does not answer
     ray_error: str = ""
     ray_busy: bool = False  # an application set is on its way, and its effect not seen yet
+    platform: PlatformStatus | None = None  # the pods; None: nobody makes any, or they were not looked at yet
     published: Catalogue | None = None  # None: the ledger does not answer
     ledger_error: str = ""
     holds: Mapping[str, int] | None = None  # open holds by model id; None: unknown

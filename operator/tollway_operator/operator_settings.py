@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from tollway_operator.kuberay_settings import KubeRaySettings
+from tollway_operator.kuberay_settings import load as load_kuberay
 from tollway_operator.settings import Settings
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
@@ -23,6 +25,8 @@ class OperatorSettings:
     namespace: str = "tollway"  # our own: the Lease, the memory and the providers' keys; in a pod, the pod's
     ray_address: str = "http://127.0.0.1:8265"
     ray_token: str | None = field(default=None, repr=False)
+    kuberay: KubeRaySettings | None = None  # TOLLWAY_KUBERAY_FILE; None: the existing Ray at `ray_address`
+    deployment: str = ""  # the operator's own Deployment: with it goes what the operator makes in its namespace
     listen: str = "0.0.0.0:8080"  # probes and metrics
     lease_name: str = "tollway-operator"
     lease_seconds: float = 15.0
@@ -51,10 +55,15 @@ def settings_from_env(env: Mapping[str, str]) -> OperatorSettings:
     if not base_url:
         raise ValueError("Set TOLLWAY_BASE_URL: what clients use, such as https://models.example.com/v1")
     default = Settings(base_url=base_url)
+    namespace = read("NAMESPACE", _pod_namespace(), str)
+    kuberay = read("KUBERAY_FILE", None, lambda path: load_kuberay(Path(path), namespace))
     reconcile = Settings(
         base_url=base_url,
         models_url=read("MODELS_URL", default.models_url, _url),
-        gateway_replicas=read("GATEWAY_REPLICAS", default.gateway_replicas, _at_least_one),
+        pods=kuberay.pod_defaults if kuberay else None,
+        gateway_replicas=kuberay.gateway.replicas
+        if kuberay
+        else read("GATEWAY_REPLICAS", default.gateway_replicas, _at_least_one),
         gateway_cpus=read("GATEWAY_CPUS", default.gateway_cpus, float),
         gateway_max_ongoing_requests=read(
             "GATEWAY_MAX_ONGOING_REQUESTS", default.gateway_max_ongoing_requests, _at_least_one
@@ -67,9 +76,11 @@ def settings_from_env(env: Mapping[str, str]) -> OperatorSettings:
         reconcile=reconcile,
         scope=read("SCOPE", "default", str),
         namespaces=read("NAMESPACES", none, _names),
-        namespace=read("NAMESPACE", _pod_namespace(), str),
+        namespace=namespace,
         ray_address=read("RAY_ADDRESS", "http://127.0.0.1:8265", _url),
         ray_token=env.get("TOLLWAY_RAY_TOKEN", "").strip() or _secret_file(env, "ray-token"),
+        kuberay=kuberay,
+        deployment=read("DEPLOYMENT", "", str),
         listen=read("LISTEN", "0.0.0.0:8080", _listen),
         lease_name=read("LEASE_NAME", "tollway-operator", str),
         lease_seconds=read("LEASE_SECONDS", 15.0, _lease_seconds),

@@ -84,7 +84,9 @@ class Objects(Protocol):
     async def write_status(self, target: Raw, status: Mapping[str, Any]) -> None:
         """Replaces the status. Gone if the object is no longer there."""
 
-    async def record_event(self, target: Raw, type_: Literal["Normal", "Warning"], reason: str, message: str) -> None: ...
+    async def record_event(
+        self, target: Raw, type_: Literal["Normal", "Warning"], reason: str, message: str
+    ) -> None: ...
 
     async def remember(self, memory: Mapping[str, str]) -> None:
         """Replaces what the next snapshot's `memory` answers; survives restarts."""
@@ -105,6 +107,7 @@ class AppStatus:
     total_replicas: int = 0
     replica_states: Mapping[str, int] = field(default_factory=dict)
     last_deployed: float = 0.0
+    nodes: frozenset[str] = frozenset()  # addresses of the Ray nodes that its replicas are on, also of ending ones
 
 
 @dataclass(frozen=True, slots=True)

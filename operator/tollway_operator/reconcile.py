@@ -20,6 +20,8 @@ from tollway_operator.execute import Executed, describe, execute, write_statuses
 from tollway_operator.metrics import METRICS
 from tollway_operator.observed import Memory, Observed, Parser, read_memory
 from tollway_operator.plan import Plan, decide
+from tollway_operator.platform import Platform
+from tollway_operator.platform_link import PlatformLink
 from tollway_operator.ports import AppStatus, Kind, Objects, Ray
 from tollway_operator.ray_link import RayLink
 from tollway_operator.settings import Settings
@@ -73,12 +75,14 @@ async def run(
     stop: asyncio.Event,
     *,
     on_progress: OnProgress | None = None,
+    platform: Platform | None = None,
 ) -> None:
     """Reconciles until `stop` is set; returns once the pass in progress is finished. The publisher must be started.
+    `platform` makes pods for models: then it is the same object as `ray`, and `settings.pods` says what they get.
 
     Raises nothing that a pass may run into: errors are logged, reported in `Progress` and tried again.
     """
-    reconciler = Reconciler(objects, ray, publisher, settings)
+    reconciler = Reconciler(objects, ray, publisher, settings, platform=platform)
     async with reconciler:
         while not stop.is_set():
             try:
@@ -102,6 +106,8 @@ class Reconciler:
         publisher: Publisher,
         settings: Settings,
         clock: Callable[[], float] = time.time,
+        *,
+        platform: Platform | None = None,
     ) -> None:
         self._clock = clock
         self._objects = objects
@@ -109,6 +115,7 @@ class Reconciler:
         self._settings = settings
         self._wake = asyncio.Event()
         self._link = RayLink(ray, self._ray_interval, self._wake.set)
+        self._platform = PlatformLink(platform, self._ray_interval, self._wake.set) if platform else None
         self._workers = Workers(_WRITERS, self._wake.set)
         self._parser = Parser()
         self._published: Catalogue | None = None  # this process is the only writer: read once, and in full passes
@@ -125,6 +132,8 @@ class Reconciler:
 
     async def __aenter__(self) -> "Reconciler":
         self._tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._housekeeping())]
+        if self._platform is not None:
+            self._tasks.append(asyncio.create_task(self._platform.run()))
         await self._link.first_look(_FIRST_LOOK)
         return self
 
@@ -142,6 +151,8 @@ class Reconciler:
         repair = self._repair_is_due()
         observed = await self._gather(repair)
         desired = build(observed, self._settings)
+        if self._platform is not None and desired.demands is not None:
+            self._platform.want(desired.demands)
         known = self._providers == desired.provider_keys and self._workers.failure("provider_keys") is None
         plan = decide(observed, desired, self._settings, repair=repair, provider_keys_known=known)
         executed = await self._execute(plan, observed)
@@ -196,6 +207,7 @@ class Reconciler:
             ray=self._link.status,
             ray_error=self._link.error,
             ray_busy=self._link.busy,
+            platform=self._platform.status if self._platform is not None else None,
             published=self._published,
             ledger_error=ledger_error,
             holds=holds,
@@ -306,6 +318,10 @@ class Reconciler:
             lines.append(f"ledger: {outcome.ledger_error}")
         if outcome.ray_error or self._link.put_error:
             lines.append(f"Ray: {outcome.ray_error or self._link.put_error}")
+        if self._platform is not None:
+            status = self._platform.status
+            said = (self._platform.error, status.problem if status else "", status.upgrade if status else "")
+            lines += [f"pods: {text}" for text in said if text]
         if self._unremembered:
             lines.append("the state of applications could not be remembered")
         if desired.kept_keys:

@@ -136,6 +136,12 @@ def _app(name: str, details: Mapping[str, Any]) -> AppStatus:
         total_replicas=sum(int(deployment.get("target_num_replicas") or 0) for deployment in deployments),
         replica_states=dict(states),
         last_deployed=float(details.get("last_deployed_time_s") or 0.0),
+        nodes=frozenset(
+            str(replica["node_ip"])
+            for deployment in deployments
+            for replica in deployment.get("replicas") or ()
+            if replica.get("node_ip")
+        ),
     )
 
 

@@ -5,6 +5,8 @@ Plain values: the environment is read where the command line is, never here and 
 
 from dataclasses import dataclass
 
+from tollway_operator.builders.pools import PodDefaults
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -25,6 +27,9 @@ class Settings:
     gateway_cpus: float = 1.0
     accelerators: frozenset[str] = frozenset()
     """What this Ray cluster has, by the names that `resources.accelerator` uses; empty: no GPU at all."""
+
+    pods: PodDefaults | None = None
+    """What pods get that are made for models; None where nobody makes any: on one machine, in an existing Ray."""
 
     allow_mass_revocation: bool = False
     """Lets one pass withdraw more than half of the published keys because their ApiKeys are gone."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL
 from tollway_operator.builders.views import ModelView
 from tollway_operator.ports import Kind
 from tollway_operator.settings import Settings
@@ -49,6 +50,9 @@ def gateway(settings: Settings) -> App:
         "graceful_shutdown_timeout_s": _LONGEST_REQUEST + _SHUTDOWN_MARGIN,
         "ray_actor_options": {"num_cpus": _EMBEDDED_CPUS if settings.embedded else settings.gateway_cpus},
     }
+    if settings.pods is not None:  # a pod takes one replica: a logical CPU
+        deployment["max_replicas_per_node"] = 1
+        deployment["ray_actor_options"] = {"num_cpus": 1.0, "label_selector": {POOL_LABEL: GATEWAY_POOL}}
     config = {
         "name": GATEWAY_APP,
         "route_prefix": "/",
@@ -110,7 +114,9 @@ def model(view: ModelView, settings: Settings) -> App | None:
 
 
 def _actor_options(view: ModelView, settings: Settings) -> dict[str, Any]:
-    """`label_selector` joins these once pods are made for a model."""
+    if view.pool is not None:  # a pod takes one replica: all of its logical CPUs
+        bound: dict[str, Any] = {"num_cpus": float(view.pool.cpus), "label_selector": view.pool.label_selector}
+        return bound | {"num_gpus": float(view.pool.gpus)} if view.pool.gpus else bound
     if settings.embedded or view.parsed.resource is None:
         return {"num_cpus": _EMBEDDED_CPUS}
     pod = view.parsed.resource.spec.pod

@@ -8,9 +8,10 @@ from tollway_operator.builders.api_keys import build_keys
 from tollway_operator.builders.identity import assign
 from tollway_operator.builders.models import build_models
 from tollway_operator.builders.plans import build_plans
+from tollway_operator.builders.pools import Demand, demands
 from tollway_operator.builders.rollout import Rollout, roll_out
 from tollway_operator.builders.states import AppView, app_view
-from tollway_operator.builders.views import Views
+from tollway_operator.builders.views import ModelView, Views
 from tollway_operator.observed import Observed
 from tollway_operator.settings import Settings
 from tollway_serving.contract.catalogue import Catalogue, KeyEntry, ModelEntry, PlanEntry
@@ -27,6 +28,7 @@ class Desired:
     catalogue: Catalogue | None = None
     rollout: Rollout = field(default_factory=Rollout)
     apps: Mapping[str, AppView] = field(default_factory=dict)  # by application, as it is now
+    demands: tuple[Demand, ...] | None = None  # pods for models; None: nobody makes any, or not all objects are known
     provider_keys: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     kept_keys: int = 0  # absent keys that the guard keeps
 
@@ -49,9 +51,18 @@ def build(observed: Observed, settings: Settings) -> Desired:
         catalogue=catalogue,
         rollout=roll_out(wanted, observed),
         apps=apps,
+        demands=_demands(models, observed, settings),
         provider_keys=dict(view.provider_key for view in models if view.provider_key),
         kept_keys=kept,
     )
+
+
+def _demands(models: tuple[ModelView, ...], observed: Observed, settings: Settings) -> tuple[Demand, ...] | None:
+    """Of models that are not accepted now, what still runs keeps its pods: its application names their pool."""
+    if settings.pods is None or not observed.complete:
+        return None
+    wanted = [view.parsed.resource for view in models if view.pool is not None and view.parsed.resource is not None]
+    return demands(wanted, settings.pods)
 
 
 def _catalogue(

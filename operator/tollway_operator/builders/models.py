@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 from tollway_operator.builders.identity import Ids, model_id, permits
+from tollway_operator.builders.pools import pool_of
 from tollway_operator.builders.support import ignored, unsupported
 from tollway_operator.builders.views import ModelView
 from tollway_operator.observed import Observed, Parsed, Problem
@@ -59,9 +60,9 @@ def _view(
         return ModelView(parsed, own, refused=parsed.problem, entry=published, app=kept_app)
     facts = ENGINES.get(resource.spec.engine.name)
     app = model_app(*name) if facts is None or facts.import_path is not None else None
-    problem = unsupported("ModelDeployment", resource, embedded=settings.embedded) or _problem(
-        resource, facts, observed
-    )
+    problem = unsupported(
+        "ModelDeployment", resource, embedded=settings.embedded, pods=settings.pods is not None
+    ) or _problem(resource, facts, observed)
     if problem is not None or facts is None:
         return ModelView(parsed, own, refused=problem, entry=published, app=app)
     aliases = tuple(alias for alias in resource.spec.aliases if ids.owner(alias) == parsed.full_name and alias != own)
@@ -72,6 +73,7 @@ def _view(
         unscheduled=_unscheduled(resource, settings),
         facts=facts,
         app=app,
+        pool=pool_of(resource, settings.pods) if app is not None and settings.pods is not None else None,
         entry=_entry(resource, facts, aliases, fallbacks, settings),
         aliases_lost=tuple(
             Problem("AliasTaken", f"alias {alias} belongs to {ids.owner(alias)}")
@@ -141,7 +143,7 @@ def _wrong_source(resource: ModelDeployment, facts: EngineFacts) -> str | None:
 
 def _unscheduled(resource: ModelDeployment, settings: Settings) -> Problem | None:
     pod = resource.spec.pod
-    if settings.embedded or not pod.gpus:
+    if settings.embedded or settings.pods is not None or not pod.gpus:  # (pods tell by themselves)
         return None
     if not settings.accelerators:
         return Problem("NoSuchAccelerator", f"it asks for {pod.gpus} GPUs and this Ray cluster has none")

@@ -80,7 +80,8 @@ def held(live: Mapping[str, Any], demands: Sequence[Demand], *, busy: Iterable[s
         if demand or group["groupName"] == GATEWAY_POOL:
             groups.append(sized)
     merged = _merge(_groups(live), groups, frozenset(busy), pods, append=False)
-    return {**live, "spec": {**live["spec"], "workerGroupSpecs": merged}}
+    named = {"apiVersion": API_VERSION, "kind": "RayCluster", **live}  # items of a list don't say what they are
+    return {**named, "spec": {**live["spec"], "workerGroupSpecs": merged}}
 
 
 def _groups(live: Mapping[str, Any] | None) -> list[Object]:

@@ -29,20 +29,25 @@ _UNSUPPORTED: Mapping[Kind, Mapping[str, Callable[[Any], bool]]] = {
     "ApiKey": {},
 }
 
-_UNSUPPORTED_ON_CLUSTERS: Mapping[str, Callable[[Any], bool]] = {
+_UNSUPPORTED_IN_EXISTING_RAY: Mapping[str, Callable[[Any], bool]] = {
     "spec.engine.image": lambda md: md.spec.engine.image is not None,
     "spec.resources.nodeSelector": lambda md: bool(md.spec.pod.node_selector),
     "spec.resources.tolerations": lambda md: bool(md.spec.pod.tolerations),
-    "spec.resources.pods": lambda md: md.spec.pod.pods > 1,
 }
 """They need worker groups of their own, which an existing Ray cluster can't be given."""
 
+_UNSUPPORTED_ON_CLUSTERS: Mapping[str, Callable[[Any], bool]] = {
+    "spec.resources.pods": lambda md: md.spec.pod.pods > 1,
+}
 
-def unsupported(kind: Kind, resource: Resource, *, embedded: bool) -> Problem | None:
-    """The refusal of an object that uses fields of these tables; None if it uses none."""
+
+def unsupported(kind: Kind, resource: Resource, *, embedded: bool, pods: bool = False) -> Problem | None:
+    """The refusal of an object that uses fields of these tables; None if it uses none. `pods`: we make them."""
     table = dict(_UNSUPPORTED[kind])
     if kind == "ModelDeployment" and not embedded:
         table.update(_UNSUPPORTED_ON_CLUSTERS)
+        if not pods:
+            table.update(_UNSUPPORTED_IN_EXISTING_RAY)
     used = [path for path, is_used in table.items() if is_used(resource)]
     if not used:
         return None

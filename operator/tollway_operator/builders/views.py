@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from tollway_operator.builders.pools import Pool
 from tollway_operator.observed import Parsed, Problem
 from tollway_operator.resources import ApiKey, ModelDeployment, Plan
 from tollway_serving.contract.catalogue import KeyEntry, ModelEntry, PlanEntry
@@ -18,6 +19,7 @@ class ModelView:
     unscheduled: Problem | None = None  # accepted, but there is no place to run it
     facts: EngineFacts | None = None
     app: str | None = None  # the Serve application's name; None: it needs none
+    pool: Pool | None = None  # the pods that it needs, where pods are made for models
     entry: ModelEntry | None = None
     aliases_lost: tuple[Problem, ...] = ()
     fallbacks_lost: tuple[Problem, ...] = ()

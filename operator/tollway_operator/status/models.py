@@ -7,6 +7,7 @@ from tollway_operator.builders.desired import Desired
 from tollway_operator.builders.states import AppView
 from tollway_operator.builders.views import ModelView
 from tollway_operator.observed import Observed
+from tollway_operator.platform import PoolStatus
 from tollway_operator.ports import AppStatus
 from tollway_operator.resources.conditions import (
     ModelAccepted,
@@ -25,14 +26,15 @@ _SOURCE_ERRORS = ("ModelMissingError", "SourceError")
 def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: Outcome) -> Judgement:
     app = desired.apps.get(view.app) if view.app else None
     there = observed.ray.apps.get(view.app) if observed.ray and view.app else None
-    ready = _ready(view, app, desired, outcome)
+    pool = _pool(view, observed)
+    ready = _ready(view, app, desired, outcome, pool)
     progressing = _progressing(view, app, there, desired)
     warn = list(_WARN)
     if ready.reason in (ModelReady.ENGINE_CRASHED, ModelReady.SOURCE_FAILED, ModelReady.UNREACHABLE):
         warn.append(("Ready", "False"))
     conditions = (
         _accepted(view, outcome),
-        _scheduled(view, app),
+        _scheduled(view, app, pool),
         ready,
         _degraded(view, app, there, desired),
         progressing,
@@ -51,17 +53,29 @@ def _accepted(view: ModelView, outcome: Outcome) -> Condition:
     return Condition("Accepted", ModelAccepted.ACCEPTED, ignored)
 
 
-def _scheduled(view: ModelView, app: AppView | None) -> Condition:
+def _pool(view: ModelView, observed: Observed) -> PoolStatus:
+    """The pods of its pool; nothing to say where pods aren't made for models."""
+    there = observed.platform.pools.get(view.pool.name) if observed.platform and view.pool else None
+    return there or PoolStatus()
+
+
+def _scheduled(view: ModelView, app: AppView | None, pool: PoolStatus) -> Condition:
     if view.unscheduled:
         return Condition("Scheduled", reason(ModelScheduled, view.unscheduled.reason), view.unscheduled.message)
     if view.app is None or (view.refused and not (app and app.ready)):
         return Condition("Scheduled", ModelScheduled.NOT_NEEDED)
     if app is not None and app.state == "Asleep":
         return Condition("Scheduled", ModelScheduled.NOT_NEEDED)
+    if pool.problem in ("NoSuchAccelerator", "WaitingForNode", "QuotaExceeded") and not _is_whole(app):
+        return Condition("Scheduled", reason(ModelScheduled, pool.problem), pool.message)
     return Condition("Scheduled", ModelScheduled.SCHEDULED)
 
 
-def _ready(view: ModelView, app: AppView | None, desired: Desired, outcome: Outcome) -> Condition:
+def _is_whole(app: AppView | None) -> bool:
+    return app is not None and app.ready > 0 and app.ready >= app.wanted
+
+
+def _ready(view: ModelView, app: AppView | None, desired: Desired, outcome: Outcome, pool: PoolStatus) -> Condition:
     if view.entry is None:
         return Condition("Ready", ModelReady.NOT_ACCEPTED)
     if not outcome.published:
@@ -80,6 +94,13 @@ def _ready(view: ModelView, app: AppView | None, desired: Desired, outcome: Outc
         return Condition("Ready", _failure_reason(failure.message), failure.message)
     if view.unscheduled:
         return Condition("Ready", ModelReady.STARTING, f"it has no place yet: {view.unscheduled.message}")
+    if pool.problem == "ImagePullFailed":
+        return Condition("Ready", ModelReady.IMAGE_PULL_FAILED, pool.message)
+    if pool.problem is not None:
+        said = (
+            f"its pod fails: {pool.message}" if pool.problem == "PodFailed" else f"it has no place yet: {pool.message}"
+        )
+        return Condition("Ready", ModelReady.STARTING, said)
     if view.refused and app.state == "Starting" and not app.wanted:
         return Condition("Ready", ModelReady.NOT_ACCEPTED)
     if app.state == "Unavailable":
@@ -133,5 +154,6 @@ def _fields(view: ModelView, app: AppView | None, observed: Observed) -> dict[st
     return {
         "modelId": view.model_id,
         "servingGeneration": serving,
+        "pool": view.pool.name if view.pool is not None else None,
         "replicas": {"desired": app.wanted, "ready": app.ready} if app is not None else None,
     }

@@ -48,7 +48,7 @@ class Gateway:
         self, settings: Settings, ledger: Callable[[str, str], Ledger], upstream: Upstream | None = None
     ) -> None:
         self.settings = settings
-        self.secrets = Secrets(settings.secrets_dir)
+        self.secrets = Secrets(settings.secrets_dir, settings.providers_dir)
         self.metrics = Metrics()
         self.draining = False
         self.owner = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid7()}"

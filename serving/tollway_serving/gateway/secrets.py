@@ -14,34 +14,35 @@ _MAX_BYTES = 64 * 1024
 class Secrets:
     """`folder` None: there are no secrets (tests, a gateway with remote models only)."""
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, providers: Path | None = None) -> None:
         self._folder = folder
-        self._cache: dict[str, tuple[float, tuple[int, int, int] | None, str | None]] = {}
+        self._providers = providers or (folder / "providers" if folder is not None else None)
+        self._cache: dict[Path, tuple[float, tuple[int, int, int] | None, str | None]] = {}
 
     def internal_token(self) -> str | None:
         """The current internal token: the first line of its file."""
-        text = self._read("internal-token")
+        text = self._read("internal-token", self._folder)
         return text.split("\n", 1)[0].strip() or None if text else None
 
     def database_url(self) -> str | None:
-        text = self._read("database-url")
+        text = self._read("database-url", self._folder)
         return text.strip() or None if text else None
 
     def provider(self, name: str) -> str | None:
         """A remote provider's key by the name in the model's entry; None if it is missing."""
         if "/" in name or name.startswith("."):
             return None
-        text = self._read(f"providers/{name}")
+        text = self._read(name, self._providers)
         return text.strip() or None if text else None
 
-    def _read(self, name: str) -> str | None:
-        if self._folder is None:
+    def _read(self, name: str, folder: Path | None) -> str | None:
+        if folder is None:
             return None
         now = time.monotonic()
-        known = self._cache.get(name)
+        path = folder / name
+        known = self._cache.get(path)
         if known is not None and now - known[0] < _LOOK_AGAIN_S:
             return known[2]
-        path = self._folder / name
         try:
             status = path.stat()
             mark = (status.st_mtime_ns, status.st_ino, status.st_size)
@@ -52,5 +53,5 @@ class Secrets:
                     text = file.read(_MAX_BYTES)
         except (OSError, UnicodeDecodeError):
             mark, text = None, None
-        self._cache[name] = (now, mark, text)
+        self._cache[path] = (now, mark, text)
         return text

@@ -20,6 +20,7 @@ class Settings(BaseModel):
 
     database_url: str | None = None  # else the file `database-url` in the secrets folder
     secrets_dir: Path | None = None
+    providers_dir: Path | None = None  # remote providers' keys; by default `providers` in the secrets folder
     metrics_host: str = "127.0.0.1"
     metrics_port: int = Field(default=0, ge=0, le=65535)  # 0: any free port
     metrics_address: str | None = None  # host that Prometheus reaches this replica by; by default metrics_host
