@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from tollway_serving.contract.units import Unit
 from tollway_serving.gateway.call import Call
+from tollway_serving.gateway.parameters import Table
 
 if TYPE_CHECKING:
     from tollway_serving.gateway.app import Gateway
@@ -26,3 +27,4 @@ class Route:
     meters: tuple[Unit, ...]
     bare: bool = False
     net: bool = True  # counted by the per-address net; probes are not
+    request: Table | None = None  # the parameters of its JSON body: what validates them also makes /openapi.json
