@@ -78,7 +78,7 @@ class _Operator:
         objects = ClusterObjects(
             api, settings.namespaces, Names(settings.namespace, settings.memory_name, settings.providers_secret)
         )
-        identity = f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
+        identity = settings.identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         lease = Lease(api, settings.namespace, settings.lease_name, identity, settings.lease_seconds)
         watches = Watches(objects)
         publisher = LedgerLink(open_publisher(settings.database_url, settings.scope), lease.is_held)

@@ -28,6 +28,7 @@ class OperatorSettings:
     kuberay: KubeRaySettings | None = None  # TOLLWAY_KUBERAY_FILE; None: the existing Ray at `ray_address`
     deployment: str = ""  # the operator's own Deployment: with it goes what the operator makes in its namespace
     listen: str = "0.0.0.0:8080"  # probes and metrics
+    identity: str | None = None  # in the Lease; a pod's name lets its restarted container go on at once
     lease_name: str = "tollway-operator"
     lease_seconds: float = 15.0
     providers_secret: str = "tollway-providers"  # noqa: S105 - a name
@@ -82,6 +83,7 @@ def settings_from_env(env: Mapping[str, str]) -> OperatorSettings:
         kuberay=kuberay,
         deployment=read("DEPLOYMENT", "", str),
         listen=read("LISTEN", "0.0.0.0:8080", _listen),
+        identity=env.get("TOLLWAY_IDENTITY", "").strip() or None,
         lease_name=read("LEASE_NAME", "tollway-operator", str),
         lease_seconds=read("LEASE_SECONDS", 15.0, _lease_seconds),
         providers_secret=read("PROVIDERS_SECRET", "tollway-providers", str),
