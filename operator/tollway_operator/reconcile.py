@@ -294,6 +294,7 @@ class Reconciler:
             and not executed.deferred
             and not self._link.busy
             and not desired.rollout.draining
+            and not _leaving(observed, desired)
             and not desired.rollout.restarting
             and plan.put is None
             and all(judgement.settled for judgement in judged)
@@ -354,6 +355,12 @@ class Reconciler:
             except Exception:
                 log.exception("housekeeping_failed")
             await asyncio.sleep(_REAP_INTERVAL)
+
+
+def _leaving(observed: Observed, desired: Desired) -> bool:
+    """Whether Ray is still ending an application."""
+    there = observed.ray.apps.items() if observed.ray else ()
+    return any(app.status == "DELETING" or (app.config and name not in desired.rollout.configs) for name, app in there)
 
 
 def _next_at(observed: Observed, desired: Desired) -> int | None:
