@@ -98,13 +98,14 @@ async def test_a_client_that_leaves_before_the_first_token_pays_nothing(running:
     assert (row["status"], row["charged_micro"]) == ("cancelled", 0)
 
 
-async def test_a_client_that_leaves_pays_for_what_was_generated(running: Running) -> None:
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_a_client_that_leaves_pays_for_what_was_generated(running: Running, streamed: bool) -> None:
     running.backend.then(words=200, pause=0.02)
 
     async def ten() -> None:
         await until(lambda: bool(running.backend.calls) and running.backend.calls[0].sent >= 10)
 
-    await _leave(running, {"stream": True, "max_tokens": 200}, ten)
+    await _leave(running, {"stream": streamed, "max_tokens": 200}, ten)
     await asyncio.wait_for(running.backend.calls[0].cancelled.wait(), 5)
     (row,) = await running.usage_rows(1)
     generated = orjson.loads(row["counts"])["output_tokens"]

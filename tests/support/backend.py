@@ -120,7 +120,7 @@ class Backend:
         leaving = asyncio.ensure_future(reader.read(1))
         try:
             await asyncio.wait([answer, leaving], return_when=asyncio.FIRST_COMPLETED)
-            if not answer.done():
+            if not answer.done() or isinstance(answer.exception(), ConnectionError):
                 seen.cancelled.set()
                 return False
             return answer.result()

@@ -18,7 +18,7 @@ from tollway_serving.gateway.admission import Admission, CatalogueMoved, Estimat
 from tollway_serving.gateway.call import Call
 from tollway_serving.gateway.catalogue import Access, Catalogue, Model
 from tollway_serving.gateway.errors import ApiError, internal_error
-from tollway_serving.gateway.metering import Coverage
+from tollway_serving.gateway.metering import Coverage, Meter
 from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.parameters import Fitted
 from tollway_serving.gateway.receipts import Charge
@@ -45,7 +45,7 @@ class Work(Protocol):
 
     endpoint: Endpoint
     path: str  # behind the target's URL
-    streamed: bool  # the model answers with events: then the first one decides, and covers are needed
+    streamed: bool  # what is generated goes out at once: the ledger has to know of it before
 
     def fit(self, model: Model) -> Fitted: ...
 
@@ -54,8 +54,14 @@ class Work(Protocol):
     def payload(self, fitted: Fitted, entry: ModelEntry, granted: int) -> dict[str, Any]:
         """The request's body; `granted` tokens may be generated, all choices together."""
 
+    def patience_ms(self, entry: ModelEntry) -> int:
+        """How long `peek` may take."""
+
     async def peek(self, entry: ModelEntry, answer: Answer) -> Any:
         """Reads the answer's beginning (or all of it). UpstreamFailed, Failed or ApiError if it is none."""
+
+    async def complete(self, entry: ModelEntry, answer: Answer, peeked: Any, meter: Meter) -> Any:
+        """Reads the rest of an answer that is not streamed; what it answers takes the place of `peeked`."""
 
 
 class Gate:
@@ -82,7 +88,7 @@ class Gate:
 class Opened:
     """A model that began to answer. `close` must be called once, whatever happens."""
 
-    __slots__ = ("_gate", "answer", "charge", "coverage", "deadline", "entry", "estimate", "ignored", "peeked")
+    __slots__ = ("_gate", "answer", "charge", "coverage", "deadline", "entry", "ignored", "meter", "peeked")
 
     def __init__(
         self, gate: Gate, entry: ModelEntry, charge: Charge, estimate: Estimate, ignored: tuple[str, ...]
@@ -90,7 +96,7 @@ class Opened:
         self._gate = gate
         self.entry = entry
         self.charge = charge
-        self.estimate = estimate
+        self.meter = Meter(estimate, entry.token_bound.tenth_bytes_per_token)
         self.ignored = ignored
         self.deadline = time.monotonic() + entry.timeouts.total_ms / 1000
         self.answer: Answer | None = None
@@ -113,6 +119,7 @@ class _State:
     """Of one request across its attempts."""
 
     charge: Charge | None = None
+    meter: Meter | None = None
     tried: int = 0
 
 
@@ -151,8 +158,18 @@ class Fallbacks:
     def _end(
         self, call: Call, state: _State, http_status: int, code: str | None, status: SettleStatus = "error"
     ) -> None:
-        if state.charge is not None and state.charge.open:
-            state.charge.settle({}, status, http_status=http_status, error_code=code, duration_ms=call.milliseconds())
+        if state.charge is None or not state.charge.open:
+            return
+        # Nobody pays for what nobody got; but who leaves pays for what was generated until then.
+        generated = state.meter if status == "cancelled" and state.meter and state.meter.tokens else None
+        state.charge.settle(
+            generated.counts(1) if generated else {},
+            status,
+            http_status=http_status,
+            error_code=code,
+            estimated=generated.estimated if generated else False,
+            duration_ms=call.milliseconds(),
+        )
 
     async def _open(self, call: Call, access: Access, first: Model, work: Work, state: _State) -> Opened:
         try:
@@ -216,7 +233,12 @@ class Fallbacks:
             raise unavailable(entry, "state Unavailable")
         if entry.state != "Ready" and entry.cold_start == "Refuse":
             raise starting(entry, f"state {entry.state}")
-        estimate = work.estimate(entry, asked is None)
+        try:
+            estimate = work.estimate(entry, asked is None)
+        except ApiError as error:
+            if error.code == "context_length_exceeded":
+                raise Failed(("ContextTooLong",), error, "bound") from None
+            raise
         if not self._gate.enter(entry):
             raise overloaded(entry, "queuedRequests reached")
         opened: Opened | None = None
@@ -227,6 +249,7 @@ class Fallbacks:
             charge.fallback_from, charge.fallback_depth = asked, state.tried
             state.charge = charge
             opened = Opened(self._gate, entry, charge, estimate, fitted.ignored)
+            state.meter = opened.meter
             if asked is None and save and self._saves(access, model, charge):
                 raise Failed(("CreditsLow",), internal_error(), "credits below the plan's low watermark")
             await self._begin(call, work, opened, fitted)
@@ -243,16 +266,18 @@ class Fallbacks:
         if work.streamed:
             opened.coverage = Coverage(self._ledger, charge.id, charge.reserved.output_tokens)
         body = orjson.dumps(work.payload(fitted, entry, charge.reserved.output_tokens))
-        patience = entry.timeouts.first_byte_ms if work.streamed else entry.timeouts.total_ms
         try:
-            async with asyncio.timeout(min(patience, entry.timeouts.total_ms) / 1000):
+            async with asyncio.timeout(min(work.patience_ms(entry), entry.timeouts.total_ms) / 1000):
                 answer = await self._upstream.post(entry.target, work.path, body, call.request_id, entry.timeouts)
                 opened.answer = answer
                 if answer.status != 200:
                     raise refused(entry, answer, await read_all(answer, _MAX_ERROR_BODY))
                 opened.peeked = await work.peek(entry, answer)
+            if not work.streamed:
+                async with asyncio.timeout(opened.deadline - time.monotonic()):
+                    opened.peeked = await work.complete(entry, answer, opened.peeked, opened.meter)
         except TimeoutError:
-            raise timed_out(entry, "no first byte in time") from None
+            raise timed_out(entry, "no answer in time") from None
         except UpstreamFailed as failure:
             raise broken(entry, failure) from None
 

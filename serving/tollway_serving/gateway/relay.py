@@ -74,7 +74,7 @@ async def peek_stream(entry: ModelEntry, answer: Answer) -> Peeked:
             raise unavailable(entry, "an event is too long") from None
         if events:
             break
-    first = _parse(events[0])
+    first = parse_chunk(events[0])
     if first is None:
         raise unavailable(entry, "the first event is no chunk")
     if first.get("error"):
@@ -82,7 +82,7 @@ async def peek_stream(entry: ModelEntry, answer: Answer) -> Peeked:
     return Peeked(reader, events)
 
 
-def _parse(payload: bytes) -> dict[str, Any] | None:
+def parse_chunk(payload: bytes) -> dict[str, Any] | None:
     """A chunk or an error; None: neither."""
     try:
         value = orjson.loads(payload)
@@ -104,9 +104,9 @@ async def send_whole(call: Call, opened: Opened, headers: list[Header]) -> None:
     """Settles, then answers."""
     value: dict[str, Any] = opened.peeked
     charge, entry = opened.charge, opened.entry
-    meter = Meter(opened.estimate, entry.token_bound.tenth_bytes_per_token)
+    meter = opened.meter
     choices = value["choices"]
-    if not meter.usage(value.get("usage")):
+    if not meter.usage(value.get("usage")) and not meter.tokens:
         meter.text(sum(len(orjson.dumps(choice["message"])) for choice in choices))
     charge.settle(meter.counts(1), "ok", http_status=200, estimated=meter.estimated, duration_ms=call.milliseconds())
     for index, choice in enumerate(choices):
@@ -146,14 +146,14 @@ class Stream:
         self._opened = opened
         self._headers = headers
         self._include_usage = include_usage
-        self._meter = Meter(opened.estimate, opened.entry.token_bound.tenth_bytes_per_token)
+        self._meter = opened.meter
         self._continuous = opened.entry.target.continuous_usage
         self._usage: dict[str, Any] | None = None  # the last whole usage object that the model sent
         self._finished: set[int] = set()
         self._seen: set[int] = set()
         self._done = False
         self._first_ms = call.milliseconds()
-        first = _parse(opened.peeked.events[0]) or {}
+        first = parse_chunk(opened.peeked.events[0]) or {}
         head = {
             "id": _id(first),
             "object": "chat.completion.chunk",
@@ -214,7 +214,7 @@ class Stream:
                 if payload == sse.DONE:
                     self._done = True
                     break
-                chunk = _parse(payload)
+                chunk = parse_chunk(payload)
                 if chunk is None:
                     log.warning("garbage_in_stream", request_id=self._call.request_id)
                     error = self._cut()
@@ -251,7 +251,7 @@ class Stream:
             self._usage = usage
         else:
             for choice in choices:
-                self._meter.text(_text_size(choice["delta"]))
+                self._meter.text(text_size(choice["delta"]))
         for choice in choices:
             if choice.keys() - _DELTA_FIELDS:
                 for name in choice.keys() - _DELTA_FIELDS:
@@ -329,7 +329,7 @@ def _in_stream(found: Failed | ApiError) -> ApiError:
     return found.error if isinstance(found, Failed) else found
 
 
-def _text_size(delta: dict[str, Any]) -> int:
+def text_size(delta: dict[str, Any]) -> int:
     """UTF-8 bytes of what was generated in a chunk that has no counts."""
     size = 0
     for name, value in delta.items():

@@ -7,9 +7,11 @@ from tollway_serving.gateway.admission import CatalogueMoved, Estimate, estimate
 from tollway_serving.gateway.call import Call, Header
 from tollway_serving.gateway.catalogue import Access, Model
 from tollway_serving.gateway.chat_schema import ChatRequest, fit_chat, read_chat
+from tollway_serving.gateway.collect import collect
 from tollway_serving.gateway.errors import ApiError, ledger_unavailable
+from tollway_serving.gateway.metering import Meter
 from tollway_serving.gateway.parameters import Fitted, ignored_header
-from tollway_serving.gateway.relay import Stream, peek_stream, peek_whole, send_whole
+from tollway_serving.gateway.relay import Peeked, Stream, peek_stream, peek_whole, send_whole
 from tollway_serving.gateway.route import Route
 from tollway_serving.gateway.routes.models import model_not_found
 from tollway_serving.gateway.upstream import Answer
@@ -56,15 +58,28 @@ class ChatWork:
         body["max_completion_tokens"] = limit
         if entry.target.internal:
             body["max_tokens"] = limit
-        if self.streamed:
+        if self.streamed or _collects(entry):
             body["stream"] = True
             body["stream_options"] = {"include_usage": True}
             if entry.target.continuous_usage:
                 body["stream_options"]["continuous_usage_stats"] = True
         return body
 
+    def patience_ms(self, entry: ModelEntry) -> int:
+        return entry.timeouts.first_byte_ms if self.streamed or _collects(entry) else entry.timeouts.total_ms
+
     async def peek(self, entry: ModelEntry, answer: Answer) -> Any:
-        return await (peek_stream(entry, answer) if self.streamed else peek_whole(entry, answer))
+        if self.streamed or answer.content_type == "text/event-stream":
+            return await peek_stream(entry, answer)
+        return await peek_whole(entry, answer)
+
+    async def complete(self, entry: ModelEntry, answer: Answer, peeked: Any, meter: Meter) -> Any:
+        return await collect(entry, answer, peeked, meter) if isinstance(peeked, Peeked) else peeked
+
+
+def _collects(entry: ModelEntry) -> bool:
+    """Whether an answer that the client wants whole is asked for as a stream; see `collect`."""
+    return entry.target.internal and entry.target.continuous_usage
 
 
 async def chat(gateway: "Gateway", call: Call) -> None:
