@@ -182,6 +182,8 @@ class _Up:
                 self._stop.set()
 
     def _on_progress(self, progress: reconcile.Progress) -> None:
+        if self._stop.is_set():
+            return
         self._progress = progress
         self._progressed.set()
         if self._announced:
