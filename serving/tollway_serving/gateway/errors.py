@@ -4,6 +4,7 @@ A code decides its status and type, so that neither can disagree with the contra
 internal names, no foreign text that was not checked.
 """
 
+import re
 from typing import Final
 
 import orjson
@@ -44,6 +45,7 @@ TABLE: Final[dict[str, tuple[int, str]]] = {
 }
 """By code: HTTP status and type."""
 
+_KEY_LIKE: Final = re.compile(r"sk-[A-Za-z0-9_-]{8,}")  # pasted where a model or a parameter should be
 _DEFAULT_RETRY_S: Final = {429: 1, 503: 5}
 
 
@@ -70,7 +72,14 @@ class ApiError(Exception):
     def body(self) -> bytes:
         """The JSON body; also the payload of a stream's error frame."""
         return orjson.dumps(
-            {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
+            {
+                "error": {
+                    "message": _KEY_LIKE.sub("sk-...", self.message),
+                    "type": self.type,
+                    "param": _KEY_LIKE.sub("sk-...", self.param) if self.param is not None else None,
+                    "code": self.code,
+                }
+            }
         )
 
 

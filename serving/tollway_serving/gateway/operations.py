@@ -1,0 +1,293 @@
+"""What /openapi.json says of each route beyond what validates it: prose, answers, error codes, examples. For `openapi`.
+
+A route without an entry here can't be documented, and a test fails. Each request's example is sent to a gateway by a
+test, and each answer's example is held against its schema.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tollway_serving.gateway import answer_schema as answers
+from tollway_serving.gateway.chat_schema import CHAT
+from tollway_serving.gateway.parameters import Table
+
+MEANINGS: Final[dict[str, str]] = {
+    "invalid_json": "The body is no JSON object, or did not arrive whole and in time.",
+    "missing_required_parameter": "`param` is missing.",
+    "invalid_value": "`param` has a wrong type, is out of range, or contradicts another parameter.",
+    "unsupported_parameter": "`param` is unknown, or would change the answer and this model can't carry it out.",
+    "context_length_exceeded": "The prompt and the answer do not fit into the model's context.",
+    "audio_not_supported_by_model": "The model takes no audio.",
+    "image_not_supported_by_model": "The model takes no images.",
+    "tools_not_supported_by_model": "The model calls no tools.",
+    "unsupported_file_format": "Files of this kind are not read.",
+    "no_audio_stream": "The file has no audio in it.",
+    "metadata_stripping_failed": "The file's metadata could not be removed.",
+    "invalid_api_key": "The API key is missing, malformed, unknown or revoked.",
+    "expired_api_key": "The API key has expired.",
+    "endpoint_not_enabled": "The plan does not have this endpoint.",
+    "model_not_found": "There is no such model, or the plan does not give it.",
+    "file_not_found": "There is no such file.",
+    "job_not_found": "There is no such job.",
+    "not_found": "There is nothing at this path.",
+    "method_not_allowed": "The path does not take this method; `Allow` names those that it takes.",
+    "idempotency_in_progress": "A request with this idempotency key is still running.",
+    "idempotency_not_replayable": "The answer for this idempotency key can't be repeated.",
+    "file_too_large": "The file is larger than the plan allows.",
+    "request_too_large": "The body is too large.",
+    "storage_limit_exceeded": "The plan's storage is full.",
+    "idempotency_mismatch": "Another request had this idempotency key.",
+    "rate_limit_exceeded": "A limit of requests, tokens, concurrency or a monthly quota is reached.",
+    "insufficient_quota": "The credits are used up.",
+    "credits_held": "There are enough credits, but calls in flight hold them: retry.",
+    "internal_error": "A bug or a failure of ours.",
+    "model_unavailable": "The model can't be reached.",
+    "model_overloaded": "The model has more requests than it can take: retry.",
+    "model_starting": "The model is starting: retry after `Retry-After`.",
+    "ledger_unavailable": "Usage can't be recorded at the moment: retry.",
+    "timeout": "The model did not answer in time.",
+}
+"""What each code of errors.TABLE means."""
+
+_NET = ("rate_limit_exceeded", "model_overloaded", "internal_error")
+KEYED = ("invalid_api_key", "expired_api_key", *_NET)
+_JSON_BODY = (
+    "invalid_json",
+    "missing_required_parameter",
+    "invalid_value",
+    "unsupported_parameter",
+    "request_too_large",
+)
+_METERED = ("insufficient_quota", "credits_held", "ledger_unavailable")
+_MODEL = ("endpoint_not_enabled", "model_not_found", "context_length_exceeded", "model_unavailable", "model_starting",
+          "timeout")  # fmt: skip
+CALL = (*KEYED, *_JSON_BODY, *_METERED, *_MODEL)
+"""Of a call of a model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """`answer` and `chunk` are types of `answer_schema`; `content_type` is for an answer that is no JSON."""
+
+    id: str
+    tag: str
+    summary: str
+    description: str = ""
+    answer: Any = None
+    chunk: Any = None  # of its stream
+    content_type: str = "application/json"
+    codes: tuple[str, ...] = ()
+    request: Table | None = None  # where the route itself names none
+    examples: Mapping[str, Any] = field(default_factory=dict)  # requests
+    answer_example: Any = None
+    chunk_example: Any = None
+    path_parameter: str = ""  # what a trailing {name} is
+    path_example: str = ""
+    keyless: bool = False
+
+
+_HELLO = [{"role": "user", "content": "What is a toll road?"}]
+_WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "description": "The weather in a city.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+            "additionalProperties": False,
+        },
+        "strict": True,
+    },
+}
+_CITY = {
+    "type": "object",
+    "properties": {"city": {"type": "string"}, "country": {"type": "string"}},
+    "required": ["city", "country"],
+    "additionalProperties": False,
+}
+_MODEL_EXAMPLE = {
+    "id": "smollm2",
+    "object": "model",
+    "created": 1764000000,
+    "owned_by": "tollway",
+    "licence": "apache-2.0",
+    "input_format": "MODEL_FORMAT_TEXT",
+    "output_format": "MODEL_FORMAT_TEXT",
+    "parameters_number": "135M",
+    "capabilities": {"supports_audio": False, "supports_image": False, "supports_function_calling": True},
+}
+_HEAD = {"id": "chatcmpl-1f2e3d4c", "created": 1764000000, "model": "smollm2"}
+_STREAM = "With `stream: true` the answer is server-sent events: `data:` frames of chunks, at last `data: [DONE]`. "
+_OPENAPI = Operation(
+    id="getOpenapi",
+    tag="Service",
+    summary="This document",
+    answer=dict[str, Any],
+    codes=_NET,
+    keyless=True,
+)
+_DOCS = Operation(
+    id="getDocs",
+    tag="Service",
+    summary="This document to read and try",
+    answer=str,
+    content_type="text/html",
+    codes=_NET,
+    keyless=True,
+)
+
+OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
+    ("POST", "/chat/completions"): Operation(
+        id="createChatCompletion",
+        tag="Text",
+        summary="Answer a conversation",
+        description=_STREAM + "A stream that fails after it began has one `data:` frame with an Error, and ends.",
+        answer=answers.ChatCompletion,
+        chunk=answers.ChatCompletionChunk,
+        codes=(
+            *CALL,
+            "audio_not_supported_by_model",
+            "image_not_supported_by_model",
+            "tools_not_supported_by_model",
+            "unsupported_file_format",
+        ),
+        request=CHAT,
+        examples={
+            "answer": {"model": "smollm2", "messages": _HELLO, "max_completion_tokens": 100},
+            "stream": {
+                "model": "smollm2",
+                "messages": [{"role": "system", "content": "Be brief."}, *_HELLO],
+                "stream": True,
+                "stream_options": {"include_usage": True},
+            },
+            "tools": {
+                "model": "smollm2",
+                "messages": [{"role": "user", "content": "How is the weather in Paris?"}],
+                "tools": [_WEATHER],
+                "tool_choice": "required",
+            },
+            "structured": {
+                "model": "smollm2",
+                "messages": [{"role": "user", "content": "Where is the Eiffel tower?"}],
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "place", "schema": _CITY, "strict": True},
+                },
+            },
+        },
+        answer_example={
+            **_HEAD,
+            "object": "chat.completion",
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "A road that one pays for.", "refusal": None},
+                    "logprobs": None,
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 36, "completion_tokens": 8, "total_tokens": 44},
+        },
+        chunk_example={
+            **_HEAD,
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": {"content": "A road"}, "finish_reason": None}],
+        },
+    ),
+    ("POST", "/completions"): Operation(
+        id="createCompletion",
+        tag="Text",
+        summary="Continue a text",
+        description="OpenAI's older endpoint. " + _STREAM,
+        answer=answers.Completion,
+        chunk=answers.Completion,
+        codes=CALL,
+        examples={
+            "answer": {"model": "smollm2", "prompt": "A toll road is", "max_tokens": 32},
+            "stream": {"model": "smollm2", "prompt": "A toll road is", "stream": True},
+        },
+        answer_example={
+            **_HEAD,
+            "id": "cmpl-1f2e3d4c",
+            "object": "text_completion",
+            "choices": [{"index": 0, "text": " a road one pays for.", "logprobs": None, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 4, "completion_tokens": 7, "total_tokens": 11},
+        },
+        chunk_example={
+            **_HEAD,
+            "id": "cmpl-1f2e3d4c",
+            "object": "text_completion",
+            "choices": [{"index": 0, "text": " a road", "logprobs": None, "finish_reason": None}],
+        },
+    ),
+    ("POST", "/embeddings"): Operation(
+        id="createEmbedding",
+        tag="Text",
+        summary="Turn texts into vectors",
+        answer=answers.EmbeddingList,
+        codes=CALL,
+        examples={
+            "one": {"model": "minilm", "input": "What is a toll road?"},
+            "several": {"model": "minilm", "input": ["A toll road.", "A bridge."], "encoding_format": "base64"},
+        },
+        answer_example={
+            "object": "list",
+            "data": [{"object": "embedding", "index": 0, "embedding": [0.01, -0.03]}],
+            "model": "minilm",
+            "usage": {"prompt_tokens": 8, "total_tokens": 8},
+        },
+    ),
+    ("GET", "/models"): Operation(
+        id="listModels",
+        tag="Models",
+        summary="List the models that the key may use",
+        answer=answers.ModelList,
+        codes=KEYED,
+        answer_example={"object": "list", "data": [_MODEL_EXAMPLE]},
+    ),
+    ("GET", "/models/{id}"): Operation(
+        id="retrieveModel",
+        tag="Models",
+        summary="One model",
+        answer=answers.Model,
+        codes=(*KEYED, "model_not_found"),
+        answer_example=_MODEL_EXAMPLE,
+        path_parameter="A model's id or alias.",
+        path_example="smollm2",
+    ),
+    ("GET", "/healthz"): Operation(
+        id="getHealth",
+        tag="Service",
+        summary="Whether the replica is alive",
+        answer=answers.Health,
+        codes=("internal_error",),
+        answer_example={"status": "ok"},
+        keyless=True,
+    ),
+    ("GET", "/readyz"): Operation(
+        id="getReadiness",
+        tag="Service",
+        summary="Whether the replica takes requests: the ledger answers and a catalogue is loaded",
+        answer=answers.Health,
+        codes=("internal_error", "ledger_unavailable", "model_unavailable"),
+        answer_example={"status": "ready"},
+        keyless=True,
+    ),
+    ("GET", "/openapi.json"): _OPENAPI,
+    ("GET", "/docs"): _DOCS,
+    ("GET", "/docs/{name}"): Operation(
+        id="getDocsAsset",
+        tag="Service",
+        summary="A script or a style sheet of the page",
+        answer=str,
+        content_type="*/*",
+        codes=("not_found", *_NET),
+        path_parameter="The file's name.",
+        path_example="page.js",
+        keyless=True,
+    ),
+}
+"""By method and path, as the route has it."""
