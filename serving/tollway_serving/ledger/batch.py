@@ -6,6 +6,7 @@ reserve whose waiter is gone is released.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,7 +60,7 @@ class Batcher:
         if self._task is not None:
             done, _ = await asyncio.wait({self._task}, timeout=limit_s)
             if not done:
-                log.error("ledger.unsettled_at_close", operations=len(self._waiting) + len(self._running))
+                _say("error", "ledger.unsettled_at_close", operations=len(self._waiting) + len(self._running))
                 self._task.cancel()
                 await asyncio.wait({self._task})
         if self._watch is not None:
@@ -100,7 +101,7 @@ class Batcher:
             except LedgerUnavailable as error:
                 self._running = []
                 if failures == 0:
-                    log.warning("ledger.unavailable", reason=str(error))
+                    _say("warning", "ledger.unavailable", reason=str(error))
                 self._again(batch)
                 await asyncio.sleep(_BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)])
                 failures += 1
@@ -139,7 +140,7 @@ class Batcher:
     async def _one_by_one(self, batch: list[_Entry], error: Exception) -> None:
         """A batch that the database refused: the operation at fault is found by trying each alone."""
         if len(batch) == 1:
-            log.error("ledger.operation_failed", operation=type(batch[0].op).__name__, error=repr(error))
+            _say("error", "ledger.operation_failed", operation=type(batch[0].op).__name__, error=repr(error))
             _fail(batch[0].future, error)
             return
         for entry in batch:
@@ -149,7 +150,7 @@ class Batcher:
             except LedgerUnavailable:
                 self._again([entry])
             except Exception as own:
-                log.error("ledger.operation_failed", operation=type(entry.op).__name__, error=repr(own))
+                _say("error", "ledger.operation_failed", operation=type(entry.op).__name__, error=repr(own))
                 _fail(entry.future, own)
             else:
                 self._answer(entry, done.results[0])
@@ -185,3 +186,9 @@ def _fail(future: "asyncio.Future[Any]", error: Exception) -> None:
     if not future.done():
         future.set_exception(error)
         future.exception()  # marks it as seen: a waiter that has gone is no reason for a warning
+
+
+def _say(level: str, event: str, **facts: object) -> None:
+    """A log on a full disk fails, too, and that must not end the batches."""
+    with contextlib.suppress(OSError):
+        getattr(log, level)(event, **facts)

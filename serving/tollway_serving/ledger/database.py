@@ -50,6 +50,7 @@ class Database:
         self._path = sqlite_path(url)
         self._sync: sa.Engine | None = None
         self._async: AsyncEngine | None = None
+        self._tasks: set[asyncio.Future[Any]] = set()
         if self._path is not None:
             self._sync = _sqlite_engine(self._path, create)
         else:
@@ -66,17 +67,34 @@ class Database:
         return await self._run(function, "IMMEDIATE")
 
     async def _run(self, function: Callable[[sa.Connection], T], mode: str) -> T:
+        call = (
+            asyncio.to_thread(self._in_thread, function, mode) if self._async is None else self._on_postgres(function)
+        )
+        task = asyncio.ensure_future(call)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        done, _ = await asyncio.wait({task}, timeout=self._limit_s)
+        if not done:
+            # Not awaited: on a silent network its rollback takes as long as the statement did.
+            task.cancel()
+            raise LedgerUnavailable("no answer in time")
         try:
-            async with asyncio.timeout(self._limit_s):
-                if self._async is not None:
-                    async with self._async.begin() as connection:
-                        return await connection.run_sync(function)
-                return await asyncio.to_thread(self._in_thread, function, mode)
-        except (sa.exc.DBAPIError, OSError, sqlite3.Error) as error:
+            return task.result()
+        except (sa.exc.DBAPIError, sa.exc.TimeoutError, OSError, TimeoutError, sqlite3.Error) as error:
             if isinstance(error, sa.exc.IntegrityError):
                 raise
             cause = getattr(error, "orig", error)
             raise LedgerUnavailable(f"{type(cause).__name__}: {cause}") from error
+
+    def _ended(self, task: "asyncio.Future[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: nobody may wait for it any more
+
+    async def _on_postgres(self, function: Callable[[sa.Connection], T]) -> T:
+        assert self._async is not None  # noqa: S101 - for the type checker
+        async with self._async.begin() as connection:
+            return await connection.run_sync(function)
 
     def _in_thread(self, function: Callable[[sa.Connection], T], mode: str) -> T:
         assert self._sync is not None  # noqa: S101 - for the type checker
@@ -84,6 +102,10 @@ class Database:
             return function(connection)
 
     async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=self._limit_s)
         if self._async is not None:
             await self._async.dispose()
         if self._sync is not None:
@@ -126,6 +148,7 @@ def _postgres_engine(url: str, limit_s: float) -> AsyncEngine:
         pool_pre_ping=True,
         connect_args={
             "timeout": min(limit_s, LIMIT_S),
+            "command_timeout": limit_s,
             "server_settings": {
                 "application_name": "tollway",
                 "statement_timeout": milliseconds,

@@ -114,8 +114,8 @@ class Store:
             await asyncio.sleep(every_s)
             try:
                 await step()
-            except LedgerUnavailable as error:
-                log.debug("ledger.unavailable", reason=str(error))
+            except LedgerUnavailable:
+                pass  # the batches say so, once
             except Exception as error:  # a reaped hold that fails must not end the heartbeat
                 log.error("ledger.background_failed", error=repr(error))
 
