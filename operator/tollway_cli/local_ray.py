@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import IO
 
 from tollway_cli.errors import CliError
-from tollway_cli.guardian import kill_descendants
+from tollway_cli.guardian import adopt_orphans, kill_descendants
 from tollway_cli.ray_head import Head
 from tollway_operator.errors import OperatorError
 from tollway_operator.serve_api import ServeApi
@@ -23,6 +23,7 @@ class LocalRay:
     def __init__(self, head: Head, cpus: int, lock: int, log: Path) -> None:
         self._head = head
         self._log = log
+        adopt_orphans()  # so that even if the guardian is killed, nothing escapes
         command = [sys.executable, "-m", "tollway_cli.guardian", "--remove", str(head.temp), "--", *head.command(cpus)]
         out: IO[bytes]
         with log.open("wb") as out:

@@ -99,7 +99,9 @@ class _Up:
             stack.callback(self._steps.finish)
             try:
                 return await self._run(stack)
-            except (OperatorError, LedgerUnavailable) as error:
+            except LedgerUnavailable as error:
+                raise CliError(f"the ledger can't be used: {_one_line(error)}; look at --database-url") from error
+            except OperatorError as error:
                 raise CliError(_one_line(error)) from error
             except OSError as error:
                 raise CliError(

@@ -27,12 +27,13 @@ from tollway_serving.ledger.publish import open_publisher
 
 APPS = """
 import os
+import sys
 from ray import serve
 
 
 class App:
     def __init__(self, args):
-        print("loading", args.get("source"), flush=True)
+        print("loading", args.get("source"), file=sys.stderr, flush=True)
         if "broken" in str(args.get("source")):
             raise RuntimeError("the weights are broken")
         self.args = args
@@ -144,7 +145,8 @@ async def test_a_life_on_a_real_ray(api: ServeApi, tmp_path: Path) -> None:
         await _settle(world, reconciler)
         _, reason, message = world.objects.condition("ModelDeployment", "small", "Degraded")
         assert reason == "RolledBack"
-        assert "RuntimeError: the weights are broken" in message
+        assert "RuntimeError: the weights are broken; its last lines: " in message
+        assert "loading package://broken" in message
         assert world.objects.condition("ModelDeployment", "small", "Ready")[0] == "True"
         assert same((await api.status()).apps["model-ml.small"].config, first)
 
@@ -186,7 +188,7 @@ async def test_failures_in_rays_words(api: ServeApi) -> None:
     failed, good = status.apps["bad"], status.apps["good"]
     assert failed.message.strip().splitlines()[-1] == "RuntimeError: the weights are broken"
     assert (failed.running_replicas, good.running_replicas, good.total_replicas) == (0, 1, 1)
-    assert "Started initializing replica" in await api.logs("bad")
+    assert (await api.logs("bad")).splitlines()[-1] == "loading broken"
     assert await api.logs("absent") == ""
     with pytest.raises(Refused, match="num_cpus"):
         await api.put((config("good", "fine", ray_actor_options={"num_cpus": -1}),))
