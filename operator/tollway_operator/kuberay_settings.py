@@ -83,6 +83,10 @@ class KubeRaySettings(_Base):
     labels: dict[str, str] = {}
     env: dict[str, str] = {}
     platform_secret: str = "tollway-platform"  # noqa: S105 - a name
+    """Its entries: internal-token, for models; auth_token, for Ray."""
+
+    ledger_secret: str = "tollway-ledger"  # noqa: S105 - a name
+    ledger_key: str = "database-url"
     providers_secret: str = "tollway-providers"  # noqa: S105 - a name
     head: Pods = Pods(cpu="1", memory="4Gi")
     gateway: GatewayPods = GatewayPods()
@@ -104,7 +108,7 @@ class KubeRaySettings(_Base):
 
 
 def load(path: Path, namespace: str) -> KubeRaySettings:
-    """For an operator in this namespace. ValueError, in one line, if the file can't be read or says something unknown."""
+    """For an operator in this namespace. ValueError, one line, if the file can't be read or says something unknown."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:

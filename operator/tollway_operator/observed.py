@@ -90,6 +90,7 @@ class Observed:
     ray_error: str = ""
     ray_busy: bool = False  # an application set is on its way, and its effect not seen yet
     platform: PlatformStatus | None = None  # the pods; None: nobody makes any, or they were not looked at yet
+    last_words: Mapping[str, str] = field(default_factory=dict)  # log lines of failed applications
     published: Catalogue | None = None  # None: the ledger does not answer
     ledger_error: str = ""
     holds: Mapping[str, int] | None = None  # open holds by model id; None: unknown

@@ -17,6 +17,7 @@ from tollway_operator.ports import AppStatus, Ray, RayStatus
 log = structlog.get_logger(__name__)
 
 _TRUSTED = 15.0  # seconds for which a status that can't be renewed still counts
+_LOG_LINES = 5
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 
@@ -50,6 +51,8 @@ class RayLink:
         self._asked = 0
         self._needed = 0
         self.put_error = ""
+        self.last_words: dict[str, str] = {}
+        """The last log lines of applications that failed, as long as they are failed."""
         self.refusals: dict[str, str] = {}
         """Why Ray would not take an application's config, by application; cleared when it is taken."""
 
@@ -113,6 +116,7 @@ class RayLink:
         was = (self._status, bool(self._error))
         try:
             status = await self._ray.status()
+            await self._listen(status)
         except OperatorError as error:
             if not self._error:
                 log.warning("ray_unreachable", error=str(error))
@@ -128,6 +132,17 @@ class RayLink:
             self._asked = max(self._asked, asked)
         if was != (self._status, bool(self._error)):
             self._wake()
+
+    async def _listen(self, status: RayStatus) -> None:
+        """Asks once for the last words of each application that has failed."""
+        failed = {name for name, app in status.apps.items() if app.status == "DEPLOY_FAILED"}
+        self.last_words = {name: words for name, words in self.last_words.items() if name in failed}
+        for name in failed - self.last_words.keys():
+            try:
+                self.last_words[name] = await self._ray.logs(name, _LOG_LINES)
+            except OperatorError as error:
+                self.last_words[name] = ""
+                log.debug("no_logs", application=name, error=str(error))
 
     async def _send(self, put: Put) -> None:
         try:

@@ -207,6 +207,7 @@ class Reconciler:
             ray=self._link.status,
             ray_error=self._link.error,
             ray_busy=self._link.busy,
+            last_words=self._link.last_words,
             platform=self._platform.status if self._platform is not None else None,
             published=self._published,
             ledger_error=ledger_error,

@@ -64,24 +64,25 @@ class ServeApi:
         await self._call("PUT", _APPLICATIONS, timeout=_PUT_TIMEOUT, body=body)
 
     async def logs(self, app: str, lines: int = 20) -> str:
-        """The last lines of the application's newest replica that failed or is starting; "" if there are none."""
+        """The last lines that the application's newest replica that doesn't run wrote to stderr, else to stdout; "" if
+        there are none, or its node is gone."""
         details = orjson.loads(await self._call("GET", _APPLICATIONS, timeout=_STATUS_TIMEOUT))
         deployments = ((details.get("applications") or {}).get(app) or {}).get("deployments") or {}
         replica = _suspect(list(deployments.values()))
-        if replica is None or not replica.get("log_file_path"):
+        if replica is None or not replica.get("actor_id"):
             return ""
-        params = {
-            "node_id": str(replica.get("node_id") or ""),
-            "filename": str(replica["log_file_path"]).lstrip("/"),
-            "lines": str(lines),
-        }
-        try:
-            answer = await self._call("GET", _LOG_FILE, timeout=_STATUS_TIMEOUT, params=params)
-        except Refused:
-            return ""  # the node is gone, and the file with it
-        # The agent streams lines, each behind a status digit.
-        text = answer.decode("utf-8", "replace")
-        return "\n".join(line.removeprefix("1") for line in text.splitlines()[-lines:]).strip()
+        for stream in ("err", "out"):
+            params = {"actor_id": str(replica["actor_id"]), "suffix": stream, "lines": str(lines)}
+            try:
+                answer = await self._call("GET", _LOG_FILE, timeout=_STATUS_TIMEOUT, params=params)
+            except Refused:
+                continue
+            # Ray marks whose lines follow: ":actor_name:ServeReplica:small:model".
+            found = [line for line in answer.decode("utf-8", "replace").splitlines() if not line.startswith(":")]
+            text = "\n".join(found[-lines:]).strip()
+            if text:
+                return shorten(text)
+        return ""
 
     async def _call(
         self,

@@ -231,6 +231,12 @@ def cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
+def main_thread_cpu(pid: int) -> float:
+    """The same of the main thread alone: the event loop without the ledger's writer."""
+    fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rsplit(") ", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -290,22 +296,24 @@ def measure(options: argparse.Namespace, pids: dict[str, int], floor_port: int, 
         (f"gateway, whole, collected from {TOKENS}", "gateway", port, {"messages": message}),
         (f"gateway, stream of {TOKENS}", "gateway", port, {"messages": message, "stream": True}),
     ]
-    print(f"{'CPU of the process, us a request':44}{'conn':>5}{'cpu us':>9}{'p50 ms':>9}{'req/s':>9}")
+    print(f"{'CPU of the process, us a request':44}{'conn':>5}{'cpu us':>9}{'loop us':>9}{'p50 ms':>9}{'req/s':>9}")
     for connections in (int(c) for c in options.connections.split(",")):
-        results: dict[str, list[tuple[float, float, float]]] = {}
+        results: dict[str, list[tuple[float, ...]]] = {}
         for _, _, p, body in cases:
             asyncio.run(ask(p, body, 200, connections))
         for _ in range(options.rounds):
             for name, who, p, body in cases:
                 requests = options.requests if connections > 1 else options.requests // 3
-                before, began = cpu(pids[who]), time.perf_counter()
+                before, loop_before = cpu(pids[who]), main_thread_cpu(pids[who])
+                began = time.perf_counter()
                 times = asyncio.run(ask(p, body, requests, connections))
                 took = time.perf_counter() - began
                 used = (cpu(pids[who]) - before) / requests * 1e6
-                results.setdefault(name, []).append((used, statistics.median(times) * 1000, requests / took))
-        for name, found in results.items():
-            used, p50, rate = (statistics.median(values) for values in zip(*found, strict=True))
-            print(f"{name:44}{connections:>5}{used:>9.0f}{p50:>9.2f}{rate:>9.0f}")
+                loop = (main_thread_cpu(pids[who]) - loop_before) / requests * 1e6
+                results.setdefault(name, []).append((used, loop, statistics.median(times) * 1000, requests / took))
+        for name, rows in results.items():
+            used, loop, p50, rate = (statistics.median(values) for values in zip(*rows, strict=True))
+            print(f"{name:44}{connections:>5}{used:>9.0f}{loop:>9.0f}{p50:>9.2f}{rate:>9.0f}", flush=True)
     print(f"{'CPU of the process, us a relayed chunk':44}{'conn':>5}{'cpu us':>9}")
     streams = 20
     for connections in (1, 8):

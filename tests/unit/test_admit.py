@@ -126,7 +126,8 @@ def test_credits_held_is_not_credits_used_up() -> None:
     used_up = account.refused(output_tokens=21)
     assert (used_up.code, used_up.retry_after_s) == ("insufficient_quota", 12 * 3600)
     assert used_up.message == (
-        "Credits used up. You have used 0.00005 of your 0.0001 credits for this month. This request needs up to 0.000052."
+        "Credits used up. You have used 0.00005 of your 0.0001 credits for this month. "
+        "This request needs up to 0.000052."
     )
 
 

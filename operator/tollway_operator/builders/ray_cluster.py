@@ -159,7 +159,7 @@ def _spec(settings: KubeRaySettings, groups: list[Object]) -> Object:
 def _gateway(settings: KubeRaySettings) -> Object:
     """One pod a replica; up to twice as many while a new version surges."""
     template = _template(
-        settings, settings.image, settings.gateway, GATEWAY_POOL, ports={"serve": SERVE_PORT}, providers=True
+        settings, settings.image, settings.gateway, GATEWAY_POOL, ports={"serve": SERVE_PORT}, gateway=True
     )
     container = template["spec"]["containers"][0]
     # HAProxy of this very pod: it is unready while it drains, and before it knows a route.
@@ -218,7 +218,7 @@ def _template(
     component: str,
     *,
     ports: Mapping[str, int],
-    providers: bool = False,
+    gateway: bool = False,
     head: bool = False,
 ) -> Object:
     mounts = [
@@ -227,10 +227,10 @@ def _template(
     ]
     volumes: list[Object] = [
         {"name": "tmp", "emptyDir": {}},
-        # The Ray token comes through the environment; every other entry is a file, read again when it changes.
-        {"name": "platform", "secret": {"secretName": settings.platform_secret, "defaultMode": 0o440}},
+        # Files, read again when they change. (Ray's own token comes through the environment.)
+        {"name": "platform", "projected": {"defaultMode": 0o440, "sources": _secrets(settings, ledger=gateway)}},
     ]
-    if providers:
+    if gateway:
         mounts.append({"name": "providers", "mountPath": PROVIDERS_DIR, "readOnly": True})
         secret = {"secretName": settings.providers_secret, "optional": True, "defaultMode": 0o440}
         volumes.append({"name": "providers", "secret": secret})
@@ -242,7 +242,7 @@ def _template(
             "requests": {"cpu": _quantity(size.cpu), "memory": _quantity(size.memory)},
             "limits": {"memory": _quantity(size.memory)},
         },
-        "env": _environment(settings, providers=providers),
+        "env": _environment(settings, gateway=gateway),
         "volumeMounts": mounts,
         "securityContext": _container_security(),
     }
@@ -272,7 +272,17 @@ def _template(
     return {"metadata": {"labels": labels}, "spec": spec}
 
 
-def _environment(settings: KubeRaySettings, *, providers: bool) -> list[Object]:
+def _secrets(settings: KubeRaySettings, *, ledger: bool) -> list[Object]:
+    """Only gateways get at the ledger."""
+    token = {"key": "internal-token", "path": "internal-token"}
+    sources: list[Object] = [{"secret": {"name": settings.platform_secret, "items": [token]}}]
+    if ledger:
+        url = {"key": settings.ledger_key, "path": "database-url"}
+        sources.append({"secret": {"name": settings.ledger_secret, "items": [url]}})
+    return sources
+
+
+def _environment(settings: KubeRaySettings, *, gateway: bool) -> list[Object]:
     values = {
         "HOME": "/tmp",  # noqa: S108 - the root file system is read-only
         "TOLLWAY_SECRETS_DIR": SECRETS_DIR,
@@ -285,11 +295,11 @@ def _environment(settings: KubeRaySettings, *, providers: bool) -> list[Object]:
         "FORWARDED_ALLOW_IPS": "",
         **settings.env,
     }
-    if providers:
+    if gateway:
         values["TOLLWAY_PROVIDERS_DIR"] = PROVIDERS_DIR
         values["TOLLWAY_METRICS_HOST"] = "0.0.0.0"  # noqa: S104 - Prometheus scrapes each replica by its pod's address
     found: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
-    if providers:
+    if gateway:
         found.append({"name": "TOLLWAY_METRICS_ADDRESS", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}})
     return found
 

@@ -19,6 +19,7 @@ _RETRY_AFTER = 300  # seconds until a config that failed, with no good one to go
 _LONGEST_RETRY = 3_600
 _CATALOGUE_DELAY = 2  # seconds after a withdrawal in which a gateway may still take a request for the model
 _UNKNOWN_TOTAL = 3_600
+_LONGEST_WORDS = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def roll_out(apps: Iterable[App], observed: Observed) -> Rollout:
                 if before is None or before.generation != app.generation or not same(before.config, app.config):
                     good[app.name] = Good(app.config, app.generation)
             elif there.status == "DEPLOY_FAILED" and (failure is None or _has_news(failure, there)):
-                failure = _failure(there, mark, failure, observed.now)
+                failure = _failure(there, mark, failure, observed)
                 failed[app.name] = failure
         last = good.get(app.name)
         if failure is None:
@@ -112,9 +113,12 @@ def _has_news(failure: Failed, there: AppStatus) -> bool:
     return there.last_deployed > failure.at + 1 and bool(last_line(there.message))
 
 
-def _failure(there: AppStatus, mark: str, before: Failed | None, now: int) -> Failed:
+def _failure(there: AppStatus, mark: str, before: Failed | None, observed: Observed) -> Failed:
     message = last_line(there.message) or "Ray gives no reason"
-    return Failed(mark, message, before.at if before else now, before.tries if before else 1)
+    words = " | ".join(observed.last_words.get(there.name, "").splitlines())[-_LONGEST_WORDS:]
+    if words:
+        message += f"; its last lines: {words}"
+    return Failed(mark, message, before.at if before else observed.now, before.tries if before else 1)
 
 
 def _drain(

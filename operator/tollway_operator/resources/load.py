@@ -93,7 +93,7 @@ class Files:
     problems: tuple[Problem, ...]
 
 
-class _Bad(Exception):  # noqa: N818 - carries a field's error to the one place that knows its line
+class _Bad(Exception):
     def __init__(self, location: Location, message: str) -> None:
         super().__init__(message)
         self.error = FieldError(location, message)

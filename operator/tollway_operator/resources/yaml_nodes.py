@@ -38,7 +38,7 @@ for _name, _pattern, _first in _IMPLICIT:
     _Loader.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})\\Z"), list(_first))
 
 
-class BadYaml(Exception):  # noqa: N818 - it is what the file is, not a failure of ours
+class BadYaml(Exception):
     """What is wrong, and in which line (from 1)."""
 
     def __init__(self, line: int, message: str) -> None:

@@ -75,7 +75,7 @@ MICRO = 1_000_000
 
 
 def charge_micro(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
-    """Micro-credits for `counts` at `prices` (micro-credits per PRICE_UNITS of each), rounded up once, never below 0."""
+    """Micro-credits for `counts` at `prices` (micro-credits per PRICE_UNITS of each), rounded up once, never < 0."""
     total = sum(count * prices.get(unit, 0) * (_COMMON // PRICE_UNITS[unit]) for unit, count in counts.items())
     return -(-total // _COMMON)
 

@@ -135,13 +135,13 @@ class Receipt:
     counts: Mapping[Unit, int]
 
 
-class LedgerUnavailable(Exception):  # noqa: N818 - named after what is the case
+class LedgerUnavailable(Exception):
     """The database can't be reached, or doesn't answer in time; the message is for logs, never for clients."""
 
 
-class HoldClosed(Exception):  # noqa: N818 - named after what is the case
+class HoldClosed(Exception):
     """The hold of this charge id is not open any more."""
 
 
-class UnknownCharge(Exception):  # noqa: N818 - named after what is the case
+class UnknownCharge(Exception):
     """No hold and no receipt has this charge id."""
