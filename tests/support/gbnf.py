@@ -13,7 +13,7 @@ Node = tuple[Any, ...]
 class Sentences:
     def __init__(self, text: str) -> None:
         self.rules: dict[str, Node] = {}
-        for line in text.splitlines():
+        for line in text.strip("\n").split("\n"):  # not splitlines: a literal may hold U+2028 and its like
             name, _, body = line.partition(" ::= ")
             parser = _Parser(body)
             self.rules[name] = parser.alternatives()
@@ -111,6 +111,7 @@ class _Parser:
             self.at += 1
             text = ""
             while self.peek() != '"':
+                assert self.peek(), "unclosed literal"
                 text += self.char()
             self.at += 1
             return ("text", text)
