@@ -1,6 +1,6 @@
-"""The answer of a chat model on its way to the client: whole or as a stream, counted, settled before its last byte.
+"""The answer of a text model on its way to the client: whole or as a stream, counted, settled before its last byte.
 
-Called by `routes.chat` once `fallback` has opened an answer. Every chunk is parsed: usage is taken out, ids and model
+Called by `text_work` once `fallback` has opened an answer. Every chunk is parsed: usage is taken out, ids and model
 names are ours, so that what leaves is exactly OpenAI's whatever the engine adds.
 """
 
@@ -19,6 +19,7 @@ from tollway_serving.gateway.errors import ApiError, internal_error, ledger_unav
 from tollway_serving.gateway.fallback import Opened
 from tollway_serving.gateway.metering import Meter
 from tollway_serving.gateway.receipts import credits_text
+from tollway_serving.gateway.shapes import Shape
 from tollway_serving.gateway.upstream import Answer, UpstreamFailed, read_all
 from tollway_serving.gateway.upstream_errors import Failed, error_event, unavailable
 from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
@@ -26,27 +27,31 @@ from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 log = structlog.get_logger(__name__)
 
 MAX_ANSWER = 64 * 1024 * 1024
-_CHOICE_FIELDS = frozenset({"index", "message", "finish_reason", "logprobs"})
-_DELTA_FIELDS = frozenset({"index", "delta", "finish_reason", "logprobs"})
 
 
-async def peek_whole(entry: ModelEntry, answer: Answer) -> dict[str, Any]:
-    """The parsed answer of a call that is not streamed."""
+async def read_object(entry: ModelEntry, answer: Answer) -> dict[str, Any]:
+    """The JSON object that an answer is. Failed or ApiError where it is none, or is an error."""
     body = await read_all(answer, MAX_ANSWER)
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
         raise unavailable(entry, "the answer is no JSON") from None
-    if isinstance(value, dict) and value.get("error"):
+    if not isinstance(value, dict):
+        raise unavailable(entry, "the answer is no object")
+    if value.get("error"):
         raise error_event(entry, value["error"])
-    choices = value.get("choices") if isinstance(value, dict) else None
-    if not isinstance(choices, list) or not choices or not all(_whole_choice(choice) for choice in choices):
-        raise unavailable(entry, "the answer is no chat completion")
-    return value  # type: ignore[no-any-return]  # orjson.loads is Any; the shape was checked above
+    return value
 
 
-def _whole_choice(choice: Any) -> bool:
-    return isinstance(choice, dict) and isinstance(choice.get("message"), dict)
+async def peek_whole(entry: ModelEntry, answer: Answer, shape: Shape) -> dict[str, Any]:
+    """The parsed answer of a call that is not streamed."""
+    value = await read_object(entry, answer)
+    choices = value.get("choices")
+    if isinstance(choices, list) and choices:
+        field, kind = shape.whole_field, shape.whole_type
+        if all(isinstance(choice, dict) and isinstance(choice.get(field), kind) for choice in choices):
+            return value
+    raise unavailable(entry, f"the answer is no {shape.name}")
 
 
 class Peeked:
@@ -59,7 +64,7 @@ class Peeked:
         self.events = events
 
 
-async def peek_stream(entry: ModelEntry, answer: Answer) -> Peeked:
+async def peek_stream(entry: ModelEntry, answer: Answer, shape: Shape) -> Peeked:
     """Reads until the first event is whole and is a chunk."""
     if answer.content_type != "text/event-stream":
         raise unavailable(entry, f"a stream was asked for, {answer.content_type[:50]!r} came")
@@ -74,7 +79,7 @@ async def peek_stream(entry: ModelEntry, answer: Answer) -> Peeked:
             raise unavailable(entry, "an event is too long") from None
         if events:
             break
-    first = parse_chunk(events[0])
+    first = parse_chunk(events[0], shape)
     if first is None:
         raise unavailable(entry, "the first event is no chunk")
     if first.get("error"):
@@ -82,7 +87,7 @@ async def peek_stream(entry: ModelEntry, answer: Answer) -> Peeked:
     return Peeked(reader, events)
 
 
-def parse_chunk(payload: bytes) -> dict[str, Any] | None:
+def parse_chunk(payload: bytes, shape: Shape) -> dict[str, Any] | None:
     """A chunk or an error; None: neither."""
     try:
         value = orjson.loads(payload)
@@ -93,56 +98,58 @@ def parse_chunk(payload: bytes) -> dict[str, Any] | None:
     choices = value.get("choices")
     if type(choices) is list:
         for choice in choices:
-            if type(choice) is not dict or type(choice.get("delta")) is not dict:
+            if type(choice) is not dict or type(choice.get(shape.chunk_field)) is not shape.chunk_type:
                 return None
     elif not value.get("error"):
         return None
     return value
 
 
-async def send_whole(call: Call, opened: Opened, headers: list[Header]) -> None:
+async def send_whole(call: Call, opened: Opened, headers: list[Header], shape: Shape) -> None:
     """Settles, then answers."""
     value: dict[str, Any] = opened.peeked
-    charge, entry = opened.charge, opened.entry
-    meter = opened.meter
+    entry, meter = opened.entry, opened.meter
     choices = value["choices"]
     if not meter.usage(value.get("usage")) and not meter.tokens:
-        meter.text(sum(len(orjson.dumps(choice["message"])) for choice in choices))
-    charge.settle(meter.counts(1), "ok", http_status=200, estimated=meter.estimated, duration_ms=call.milliseconds())
+        meter.text(sum(shape.size(choice) for choice in choices))
     for index, choice in enumerate(choices):
-        message = choice["message"]
-        message.setdefault("role", "assistant")
-        message.setdefault("content", None)
-        message.setdefault("refusal", None)
+        shape.tidy(choice)
         choice.setdefault("index", index)
         choice.setdefault("logprobs", None)
         choice.setdefault("finish_reason", "stop")
-        for name in choice.keys() - _CHOICE_FIELDS:
+        for name in choice.keys() - shape.whole_fields:
             del choice[name]
-    usage = _usage(meter, value.get("usage"))
     body = {
-        "id": _id(value),
-        "object": "chat.completion",
+        "id": _id(value, shape),
+        "object": shape.whole_object,
         "created": _created(value),
         "model": entry.model_id,
         "choices": choices,
-        "usage": usage,
+        "usage": _usage(meter, value.get("usage")),
     }
     if isinstance(value.get("system_fingerprint"), str):
         body["system_fingerprint"] = value["system_fingerprint"]
+    await settle_and_send(call, opened, headers, orjson.dumps(body))
+
+
+async def settle_and_send(call: Call, opened: Opened, headers: list[Header], body: bytes) -> None:
+    """Charges a whole answer by its meter; it leaves once the ledger has kept that."""
+    charge, meter = opened.charge, opened.meter
+    charge.settle(meter.counts(1), "ok", http_status=200, estimated=meter.estimated, duration_ms=call.milliseconds())
     try:
         receipt = await charge.receipt()
     except LedgerUnavailable:
         raise ledger_unavailable() from None
     _record(call, opened, meter, receipt)
-    await call.respond(200, orjson.dumps(body), [*headers, (b"x-credits-used", credits_text(receipt.charged_micro))])
+    await call.respond(200, body, [*headers, (b"x-credits-used", credits_text(receipt.charged_micro))])
 
 
 class Stream:
     """One streamed answer, from its head to `[DONE]`."""
 
-    def __init__(self, call: Call, opened: Opened, headers: list[Header], include_usage: bool) -> None:
+    def __init__(self, call: Call, opened: Opened, headers: list[Header], include_usage: bool, shape: Shape) -> None:
         self._call = call
+        self._shape = shape
         self._opened = opened
         self._headers = headers
         self._include_usage = include_usage
@@ -153,10 +160,10 @@ class Stream:
         self._seen: set[int] = set()
         self._done = False
         self._first_ms = call.milliseconds()
-        first = parse_chunk(opened.peeked.events[0]) or {}
+        first = parse_chunk(opened.peeked.events[0], shape) or {}
         head = {
-            "id": _id(first),
-            "object": "chat.completion.chunk",
+            "id": _id(first, shape),
+            "object": shape.chunk_object,
             "created": _created(first),
             "model": opened.entry.model_id,
         }
@@ -214,7 +221,7 @@ class Stream:
                 if payload == sse.DONE:
                     self._done = True
                     break
-                chunk = parse_chunk(payload)
+                chunk = parse_chunk(payload, self._shape)
                 if chunk is None:
                     log.warning("garbage_in_stream", request_id=self._call.request_id)
                     error = self._cut()
@@ -251,11 +258,10 @@ class Stream:
             self._usage = usage
         else:
             for choice in choices:
-                self._meter.text(text_size(choice["delta"]))
+                self._meter.text(self._shape.size(choice))
         for choice in choices:
-            if choice.keys() - _DELTA_FIELDS:
-                for name in choice.keys() - _DELTA_FIELDS:
-                    del choice[name]
+            for name in choice.keys() - self._shape.chunk_fields:
+                del choice[name]
             index = choice.setdefault("index", 0)
             if type(index) is not int:
                 index = choice["index"] = 0
@@ -329,18 +335,6 @@ def _in_stream(found: Failed | ApiError) -> ApiError:
     return found.error if isinstance(found, Failed) else found
 
 
-def text_size(delta: dict[str, Any]) -> int:
-    """UTF-8 bytes of what was generated in a chunk that has no counts."""
-    size = 0
-    for name, value in delta.items():
-        if isinstance(value, str):
-            if name != "role":
-                size += len(value.encode("utf-8", "surrogatepass"))
-        elif value:
-            size += len(orjson.dumps(value))
-    return size
-
-
 def _usage(meter: Meter, usage: dict[str, Any] | None) -> dict[str, Any]:
     """The usage that the client sees: whole, consistent, with the details that the model gave."""
     counts = meter.counts(1)
@@ -356,9 +350,9 @@ def _usage(meter: Meter, usage: dict[str, Any] | None) -> dict[str, Any]:
     return answer
 
 
-def _id(value: dict[str, Any]) -> str:
+def _id(value: dict[str, Any], shape: Shape) -> str:
     found = value.get("id")
-    return found if isinstance(found, str) and 0 < len(found) <= 200 else "chatcmpl-tollway"
+    return found if isinstance(found, str) and 0 < len(found) <= 200 else shape.id
 
 
 def _created(value: dict[str, Any]) -> int:
