@@ -31,7 +31,7 @@ for _ in range(2):
             os._exit(0)
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0)); s.listen()
-            print(os.getpid(), s.getsockname()[1], flush=True)
+            os.write(1, f"{{os.getpid()}} {{s.getsockname()[1]}}\\n".encode())  # one write: two of us share the pipe
             time.sleep(600)
 os.wait(); os.wait()
 {end}
@@ -74,7 +74,7 @@ def folder(tmp_path: Path) -> Path:
 def guardian(folder: Path) -> Iterator[subprocess.Popen[str]]:
     with start_guardian(folder, end="time.sleep(600)") as process:
         yield process
-        process.kill()
+        process.terminate()  # and not kill: a failed test shall leave no daemons either
 
 
 def test_closing_the_pipe_ends_everything(guardian: subprocess.Popen[str], folder: Path) -> None:
