@@ -34,6 +34,7 @@ class Worker:
         self.covered: dict[str, int] = {}
         self.said: dict[str, int] = defaultdict(int)
         self.ready = asyncio.Event()
+        self.charging = asyncio.Event()  # its first settlement is through
 
     async def start(self, url: str, *, seconds: float, credits_micro: int) -> None:
         self.process = await asyncio.create_subprocess_exec(
@@ -60,6 +61,7 @@ class Worker:
                 self.ready.set()
             elif word == "settled":
                 self.settled[rest[0]] = int(rest[1])
+                self.charging.set()
             elif word == "covered":
                 self.covered[rest[0]] = max(int(rest[1]), self.covered.get(rest[0], 0))
 
@@ -126,6 +128,7 @@ async def test_killed_processes_are_charged_for_what_left_them(url: str) -> None
         for number in range(4):
             victim = Worker(f"victim-{number}")
             await victim.start(url, seconds=60, credits_micro=10**9)
+            await victim.charging.wait()
             await asyncio.sleep(0.1 + chance.random() * 0.5)
             victim.process.kill()
             assert await victim.ended() == -signal.SIGKILL

@@ -21,6 +21,9 @@ T = TypeVar("T")
 LIMIT_S = 2.0
 """Within this time a call on the ledger succeeds or is LedgerUnavailable."""
 
+REPORT_LIMIT_S = 6 * 3600.0
+"""The same for reports over all rows, which nobody's request waits for."""
+
 BUSY_MS = 1_500
 """How long SQLite waits for another process's transaction."""
 
@@ -117,6 +120,12 @@ def now_ms(connection: sa.Connection) -> int:
     if connection.dialect.name == "sqlite":
         return time.time_ns() // 1_000_000  # the host's clock is what all processes with the file share
     return int(connection.execute(sa.text(f"select {POSTGRES_NOW_MS}")).scalar_one())
+
+
+def in_snapshot(connection: sa.Connection) -> None:
+    """All reads of this transaction see one moment; to be called before the first. SQLite's always do."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.text("set transaction isolation level repeatable read, read only"))
 
 
 def _sqlite_engine(path: Path, create: bool) -> sa.Engine:

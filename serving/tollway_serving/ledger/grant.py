@@ -8,6 +8,7 @@ from tollway_serving.ledger import schema
 from tollway_serving.ledger.database import Database, now_ms
 from tollway_serving.ledger.replicas import insert_for
 from tollway_serving.ledger.state import State, account_subject, decode, encode
+from tollway_serving.ledger.version import check_version
 
 MAX_MICRO = 10**15
 """A milliard credits in one grant: more is a slip of the hand."""
@@ -24,6 +25,7 @@ class Granted:
     created: bool
     granted_micro: int  # all of the account's top-ups
     left_micro: int  # of them, neither used nor held
+    has_keys: bool  # False: no key was ever made for this account, perhaps its name is a slip of the hand
 
 
 async def grant(url: str, account: str, micro: int, grant_id: str, note: str = "") -> Granted:
@@ -39,6 +41,7 @@ async def grant(url: str, account: str, micro: int, grant_id: str, note: str = "
         raise ValueError("a grant's id has 1 to 128 characters, its note at most 1,000")
     database = Database(url)
     try:
+        await database.read(check_version)
         return await database.write(lambda connection: _grant(connection, account, micro, grant_id, note))
     finally:
         await database.close()
@@ -48,8 +51,9 @@ def _grant(connection: sa.Connection, account: str, micro: int, grant_id: str, n
     name, subjects, grants = account_subject(account), schema.subjects, schema.grants
     insert = insert_for(connection, subjects).values(id=name, state=encode(State()))
     connection.execute(insert.on_conflict_do_nothing(index_elements=["id"]))
-    locked = sa.select(subjects.c.state).where(subjects.c.id == name).with_for_update()
-    state = decode(connection.execute(locked).scalar_one())
+    locked = sa.select(subjects.c.state, subjects.c.first_key_ms).where(subjects.c.id == name).with_for_update()
+    subject = connection.execute(locked).one()
+    state = decode(subject.state)
     known = connection.execute(
         sa.select(grants.c.micro).where(grants.c.account == account, grants.c.grant_id == grant_id)
     ).scalar_one_or_none()
@@ -61,4 +65,4 @@ def _grant(connection: sa.Connection, account: str, micro: int, grant_id: str, n
     elif known != micro:
         raise GrantMismatchError(f"grant {grant_id!r} of {account} was made with another amount")
     granted, used, held = state.topup
-    return Granted(known is None, granted, granted - used - held)
+    return Granted(known is None, granted, granted - used - held, subject.first_key_ms is not None)

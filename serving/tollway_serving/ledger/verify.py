@@ -15,16 +15,16 @@ import sqlalchemy as sa
 
 from tollway_serving.contract.units import charge_micro
 from tollway_serving.ledger import schema
-from tollway_serving.ledger.database import Database, now_ms
+from tollway_serving.ledger.database import REPORT_LIMIT_S, Database, in_snapshot, now_ms
 from tollway_serving.ledger.periods import period_keys
 from tollway_serving.ledger.state import Hold, State, account_subject, decode, hold_from_row
 from tollway_serving.ledger.transaction import QUARTER_MS, ROLLUP_KEY, ROLLUP_SUMS
+from tollway_serving.ledger.version import check_version
 
 LATE_MS = 60_000
 """A reaper looks every few seconds: a hold that is further past its deadline is a problem."""
 
 _PAGE = 20_000
-_LIMIT_S = 6 * 3600.0
 _MAX_PROBLEMS = 1_000
 
 
@@ -50,16 +50,16 @@ class Report:
 
 async def verify(url: str) -> Report:
     """Raises LedgerUnavailable where the database can't be read."""
-    database = Database(url, limit_s=_LIMIT_S)
+    database = Database(url, limit_s=REPORT_LIMIT_S)
     try:
+        await database.read(check_version)
         return await database.read(verify_connection)
     finally:
         await database.close()
 
 
 def verify_connection(connection: sa.Connection) -> Report:
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.text("set transaction isolation level repeatable read, read only"))
+    in_snapshot(connection)
     report = Report()
     stored = {
         row.id: decode(row.state)
