@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from tollway_cli import usage
 from tollway_cli.errors import CliError
 
 app = typer.Typer(
@@ -19,6 +20,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+usage.add_to(app)
 
 Files = Annotated[
     list[Path],

@@ -93,10 +93,11 @@ def export_usage(
         typer.Option(metavar="PERIOD", help="A month (2026-11), ISO week (2026-W48) or day (2026-11-25), in UTC."),
     ] = None,
     since: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="From this time on, UTC; instead of --period.")
+        datetime | None,
+        typer.Option(metavar="TIME", formats=_TIMES, help="From this time on: 2026-11-25T10:00:00 or a day, in UTC."),
     ] = None,
     until: Annotated[
-        datetime | None, typer.Option(formats=_TIMES, help="Before this time, UTC; instead of --period.")
+        datetime | None, typer.Option(metavar="TIME", formats=_TIMES, help="Up to just before this time.")
     ] = None,
     output: Annotated[
         Path | None,

@@ -27,6 +27,8 @@ REPORT_LIMIT_S = 6 * 3600.0
 BUSY_MS = 1_500
 """How long SQLite waits for another process's transaction."""
 
+_BUSY_STEP_MS = 2
+
 POSTGRES_NOW_MS = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 
 PRAGMAS = ("journal_mode=WAL", "synchronous=FULL", f"busy_timeout={BUSY_MS}")
@@ -128,6 +130,23 @@ def in_snapshot(connection: sa.Connection) -> None:
         connection.execute(sa.text("set transaction isolation level repeatable read, read only"))
 
 
+def begin_writing(connection: sqlite3.Connection) -> None:
+    """BEGIN IMMEDIATE, waiting BUSY_MS at most. SQLite itself looks again after ever longer pauses (0.1 s in the end),
+    and so a process could wait for seconds beside another one that writes all the time."""
+    deadline = time.monotonic() + BUSY_MS / 1000
+    connection.execute(f"PRAGMA busy_timeout={_BUSY_STEP_MS}")
+    try:
+        while True:
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            except sqlite3.OperationalError as error:
+                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    raise
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+
+
 def _sqlite_engine(path: Path, create: bool) -> sa.Engine:
     mode = "rwc" if create else "rw"
     address = f"sqlite:///file:{quote(str(path))}?mode={mode}&uri=true"
@@ -141,7 +160,11 @@ def _sqlite_engine(path: Path, create: bool) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def _begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_mode', 'IMMEDIATE')}")
+        driver: Any = connection.connection.driver_connection
+        if connection.get_execution_options().get("sqlite_mode") == "DEFERRED":
+            driver.execute("BEGIN DEFERRED")
+        else:
+            begin_writing(driver)
 
     return engine
 

@@ -18,7 +18,7 @@ import orjson
 
 from tollway_serving.ledger import schema
 from tollway_serving.ledger.backend import Batch, EntryCache
-from tollway_serving.ledger.database import PRAGMAS
+from tollway_serving.ledger.database import PRAGMAS, begin_writing
 from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 from tollway_serving.ledger.sql import sqlite_insert, sqlite_upsert_rollup, sqlite_upsert_subject
 from tollway_serving.ledger.state import State, account_subject, decode, hold_from_row
@@ -124,7 +124,7 @@ class SqliteBackend:
 
     def _transact(self, ops: Sequence[AnyOp]) -> Batch:
         connection = self._connected()
-        connection.execute("BEGIN IMMEDIATE")
+        begin_writing(connection)
         try:
             work = self._load(connection, ops)
             results = work.run(ops)
