@@ -316,7 +316,7 @@ async def test_paths_and_methods(running: Running) -> None:
     for method, path, code in (
         ("GET", "/", "not_found"),
         ("GET", "/v2/models", "not_found"),
-        ("POST", "/v1/embeddings", "not_found"),
+        ("POST", "/v1/moderations", "not_found"),
         ("GET", "/v1/chat/completions", "method_not_allowed"),
         ("DELETE", "/api/v1/models", "method_not_allowed"),
         ("POST", "/healthz", "method_not_allowed"),

@@ -1,4 +1,6 @@
-"""A small HTTP server that speaks OpenAI's chat as a model does, and misbehaves on request: for the gateway's tests.
+"""A small HTTP server that answers as a model does, and misbehaves on request: for the gateway's tests.
+
+It speaks OpenAI's chat, older completions and embeddings.
 
 It stands for what can't be had in a test: a paid provider, an engine that crashes mid-answer, one that sends garbage.
 What it does is told by its `Behaviour`, or by a `Behaviour` queued for the next calls. Real sockets, raw bytes: nothing
@@ -6,8 +8,10 @@ of aiohttp's server tidies up what is meant to be broken.
 """
 
 import asyncio
+import base64
 import contextlib
 import json
+import struct
 from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -52,6 +56,16 @@ class Seen:
     body: dict[str, Any]
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)  # the gateway closed the connection early
     sent: int = 0  # events
+
+    @property
+    def chat(self) -> bool:
+        return not self.path.endswith("/completions") or self.path.endswith("/chat/completions")
+
+    @property
+    def choices(self) -> int:
+        prompt = self.body.get("prompt")
+        several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+        return int(self.body.get("n", 1)) * (len(prompt) if several else 1)
 
 
 class Backend:
@@ -182,16 +196,18 @@ class Backend:
     def _whole(self, seen: Seen, b: Behaviour) -> dict[str, Any]:
         if b.status != 200:
             return {"error": {"message": "the model says no", "type": "x", "param": None, "code": None}}
-        size, n = self._size(seen, b), seen.body.get("n", 1)
+        if seen.path.endswith("/embeddings"):
+            return _embeddings(seen, b)
+        size, n, chat = self._size(seen, b), seen.choices, seen.chat
         answer = {
-            "id": "chatcmpl-backend",
-            "object": "chat.completion",
+            "id": "chatcmpl-backend" if chat else "cmpl-backend",
+            "object": "chat.completion" if chat else "text_completion",
             "created": 1_700_000_000,
             "model": seen.body.get("model"),
             "choices": [
                 {
                     "index": i,
-                    "message": {"role": "assistant", "content": " ".join(f"{b.word}{k}" for k in range(size))},
+                    **_generated(chat, " ".join(f"{b.word}{k}" for k in range(size))),
                     "finish_reason": "length" if size < b.words else "stop",
                 }
                 for i in range(n)
@@ -203,12 +219,12 @@ class Backend:
         return answer
 
     async def _events(self, seen: Seen, b: Behaviour) -> AsyncIterator[bytes]:
-        size, n = self._size(seen, b), seen.body.get("n", 1)
+        size, n, chat = self._size(seen, b), seen.choices, seen.chat
         options = seen.body.get("stream_options") or {}
         continuous = b.usage and options.get("continuous_usage_stats")
         chunk = {
-            "id": "chatcmpl-backend",
-            "object": "chat.completion.chunk",
+            "id": "chatcmpl-backend" if chat else "cmpl-backend",
+            "object": "chat.completion.chunk" if chat else "text_completion",
             "created": 1_700_000_000,
             "model": seen.body.get("model"),
             **b.extra,
@@ -216,13 +232,16 @@ class Backend:
         events: list[dict[str, Any]] = []
         for i in range(n):
             for k in range(size):
-                delta: dict[str, Any] = {"content": f"{b.word}{k}" if k == 0 else f" {b.word}{k}"}
+                text = f"{b.word}{k}" if k == 0 else f" {b.word}{k}"
+                delta: dict[str, Any] = {"content": text}
                 if k == 0:
                     delta["role"] = "assistant"
-                events.append({**chunk, "choices": [{"index": i, "delta": delta, "finish_reason": None}]})
+                piece = {"delta": delta} if chat else {"text": text}
+                events.append({**chunk, "choices": [{"index": i, **piece, "finish_reason": None}]})
                 if continuous:
                     events[-1]["usage"] = _usage(b.prompt_tokens, i * size + k + 1)
-            last = {"index": i, "delta": {}, "finish_reason": "length" if size < b.words else "stop"}
+            end_piece: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+            last = {"index": i, **end_piece, "finish_reason": "length" if size < b.words else "stop"}
             events.append({**chunk, "choices": [last]})
         if b.usage and options.get("include_usage"):
             events.append({**chunk, "choices": [], "usage": _usage(b.prompt_tokens, size * n)})
@@ -244,6 +263,31 @@ class Backend:
                 await asyncio.sleep(b.pause)
         if b.done:
             yield f"data: [DONE]{end}{end}".encode()
+
+
+def _generated(chat: bool, text: str) -> dict[str, Any]:
+    return {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
+
+
+def _embeddings(seen: Seen, b: Behaviour) -> dict[str, Any]:
+    """Each text's vector has its length in it, and the items come in reverse: they are told apart by their index."""
+    given = seen.body["input"]
+    texts = given if isinstance(given, list) and not isinstance(given[0], int) else [given]
+    data: list[dict[str, Any]] = [
+        {"object": "embedding", "index": at, "embedding": vector([len(text), 0.5], seen.body.get("encoding_format"))}
+        for at, text in enumerate(texts)
+    ]
+    answer = {"object": "list", "data": data[::-1], "model": "backend", **b.extra}
+    if b.usage:
+        tokens = b.prompt_tokens * len(texts)
+        answer["usage"] = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return answer
+
+
+def vector(numbers: list[float], encoding: str | None) -> Any:
+    if encoding == "base64":
+        return base64.b64encode(struct.pack(f"<{len(numbers)}f", *numbers)).decode()
+    return numbers
 
 
 def _usage(prompt: int, output: int) -> dict[str, int]:

@@ -212,6 +212,7 @@ def _entry(
         context_tokens=context,
         output_tokens=output,
         default_output_tokens=output,
+        inputs_per_call=facts.inputs_per_call,
         target=_target(resource, settings),
         fallbacks=fallbacks,
         timeouts=Timeouts(

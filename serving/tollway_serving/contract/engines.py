@@ -34,6 +34,7 @@ class EngineFacts:
     context_tokens: int = 4096
     output_tokens: int = 1024
     slots: int = 8  # requests that one replica works on at once: max_ongoing_requests
+    inputs_per_call: int = 2048  # texts that one call for embeddings takes
     sources: tuple[str, ...] = ()  # URI schemes that it loads
     args: Mapping[str, Arg] = field(default_factory=dict)
     free_args: bool = False  # unknown args are passed through (vllm)
@@ -74,6 +75,7 @@ ENGINES: dict[str, EngineFacts] = {
         context_tokens=512,
         output_tokens=1,  # none, but a model's entry wants one
         slots=8,
+        inputs_per_call=64,  # a second of work: a larger batch neither times out nor keeps others waiting
         sources=("package",),
         args={"threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512)},
     ),

@@ -1,6 +1,7 @@
 """From a fitted request to a hold: the bound on what it may use, and the reserve. Called by `fallback`."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tollway_serving.contract.catalogue import Endpoint, ModelEntry
@@ -26,6 +27,27 @@ class CatalogueMoved(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt, as far as it is known before a model counts its tokens. `param` names it in errors."""
+
+    text_bytes: int = 0  # UTF-8
+    tokens: int = 0  # that the client gave as tokens
+    messages: int = 0
+    has_media: bool = False
+    param: str = "messages"
+
+    def least(self) -> int:
+        return self.tokens + -(-self.text_bytes // _LONGEST_TOKEN_BYTES) + self.messages
+
+    def most(self, entry: ModelEntry) -> int:
+        if self.has_media:
+            return entry.context_tokens  # a picture's tokens are the model's affair
+        bound = entry.token_bound
+        text = -(-self.text_bytes * 10 // bound.tenth_bytes_per_token)
+        return min(self.tokens + text + self.messages * bound.per_message + bound.fixed, entry.context_tokens)
+
+
+@dataclass(frozen=True, slots=True)
 class Estimate:
     """`input_tokens` bounds the prompt from above; `output_tokens` is the most that one choice may have."""
 
@@ -35,43 +57,55 @@ class Estimate:
     explicit: bool
 
 
+def estimate_prompts(entry: ModelEntry, prompts: Sequence[Prompt], room: int = 0) -> int:
+    """The bound on all prompts' tokens. ApiError where one can't fit beside `room` tokens of answer, whatever its own
+    tokens are."""
+    for prompt in prompts:
+        least = prompt.least()
+        if least >= entry.context_tokens:
+            raise ApiError(
+                "context_length_exceeded",
+                f"This model's maximum context length is {entry.context_tokens} tokens. "
+                f"Your {prompt.param} has at least {least} tokens. Please reduce its length.",
+                param=prompt.param,
+            )
+        if least + room > entry.context_tokens:
+            raise ApiError(
+                "context_length_exceeded",
+                f"This model's maximum context length is {entry.context_tokens} tokens. However, you asked for at "
+                f"least {least + room} tokens ({least} in the {prompt.param}, {room} in the completion).",
+                param=prompt.param,
+            )
+    return sum(prompt.most(entry) for prompt in prompts)
+
+
 def estimate_text(
-    entry: ModelEntry, *, text_bytes: int, messages: int, has_media: bool, n: int, wanted: int | None, first: bool
+    entry: ModelEntry,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    wanted: int | None,
+    maximum: str,
+    first: bool,
+    default: int | None = None,
 ) -> Estimate:
-    """The bound for text in, text out. ApiError where the request can't fit whatever its tokens are. `first` False (a
-    fallback) lowers the wanted maximum to the model's instead of refusing it."""
-    bound = entry.token_bound
-    most = -(-text_bytes * 10 // bound.tenth_bytes_per_token) + messages * bound.per_message + bound.fixed
-    least = -(-text_bytes // _LONGEST_TOKEN_BYTES) + messages
-    if has_media:
-        most = entry.context_tokens  # a picture's tokens are the model's affair
-    if least >= entry.context_tokens:
-        raise ApiError(
-            "context_length_exceeded",
-            f"This model's maximum context length is {entry.context_tokens} tokens. "
-            f"Your messages have at least {least} tokens. Please reduce their length.",
-            param="messages",
-        )
+    """The bound for text in, text out. `wanted` tokens are the most that one of the `n` choices may have, `maximum` is
+    the parameter that says so; without it `default` or the model's own holds. `first` False (a fallback) lowers what
+    is wanted to the model's limit instead of refusing it."""
     limit = min(entry.output_tokens, entry.context_tokens)
     if wanted is not None and wanted > limit:
+        estimate_prompts(entry, prompts)
         if first:
             raise ApiError(
                 "invalid_value",
                 f"The maximum is too large: {wanted}. "
                 f"This model supports at most {limit} completion tokens, whereas you asked for {wanted}.",
-                param="max_completion_tokens",
+                param=maximum,
             )
         wanted = limit
-    if wanted is not None and least + wanted > entry.context_tokens:
-        raise ApiError(
-            "context_length_exceeded",
-            f"This model's maximum context length is {entry.context_tokens} tokens. However, you asked for at least "
-            f"{least + wanted} tokens ({least} in the messages, {wanted} in the completion).",
-            param="messages",
-        )
     return Estimate(
-        input_tokens=min(most, entry.context_tokens),
-        output_tokens=wanted if wanted is not None else min(entry.default_output_tokens, limit),
+        input_tokens=estimate_prompts(entry, prompts, wanted or 0),
+        output_tokens=wanted if wanted is not None else min(default or entry.default_output_tokens, limit),
         n=n,
         explicit=wanted is not None,
     )

@@ -25,7 +25,7 @@ from tollway_serving.gateway.ids import uuid7
 from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.receipts import Settler
 from tollway_serving.gateway.route import Route
-from tollway_serving.gateway.routes import chat, docs, health, models
+from tollway_serving.gateway.routes import chat, completions, docs, embeddings, health, models
 from tollway_serving.gateway.secrets import Secrets
 from tollway_serving.gateway.settings import Settings
 from tollway_serving.gateway.upstream import AiohttpUpstream, Upstream
@@ -35,7 +35,14 @@ from tollway_serving.ledger.port import Ledger
 log = structlog.get_logger(__name__)
 
 PREFIXES = ("/v1", "/api/v1")
-ROUTES: tuple[Route, ...] = (*chat.ROUTES, *models.ROUTES, *health.ROUTES, *docs.ROUTES)
+ROUTES: tuple[Route, ...] = (
+    *chat.ROUTES,
+    *completions.ROUTES,
+    *embeddings.ROUTES,
+    *models.ROUTES,
+    *health.ROUTES,
+    *docs.ROUTES,
+)
 
 _BACKGROUND_S = 1.0
 _CLOSED = 499  # as nginx has it: for the log and the metrics only

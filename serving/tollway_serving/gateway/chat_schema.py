@@ -311,6 +311,7 @@ CHAT = Table(
             "hint",
             "Up to 16 pairs of your own.",
         ),
+        Parameter("prompt_cache_options", dict[str, Any], "hint", "For caching."),
         Parameter("prediction", dict[str, Any], "hint", "Only makes known answers faster."),
         Parameter("store", bool, "never", "Answers are never stored.", neutral=(False,)),
         Parameter(
@@ -361,10 +362,7 @@ class ChatRequest:
 def read_chat(body: Any, ignore: bool) -> ChatRequest:
     """Checks everything that does not depend on the model."""
     values, unknown = CHAT.validate(body, ignore)
-    stream = values.get("stream", False)
-    options = values.get("stream_options")
-    if options is not None and not stream:
-        raise ApiError("invalid_value", "'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    stream, include_usage = read_stream(values)
     limit, older = values.get("max_completion_tokens"), values.get("max_tokens")
     if limit is not None and older is not None and limit != older:
         raise ApiError(
@@ -400,7 +398,7 @@ def read_chat(body: Any, ignore: bool) -> ChatRequest:
         unknown=unknown,
         model=values.get("model"),
         stream=stream,
-        include_usage=bool(options and options.get("include_usage")),
+        include_usage=include_usage,
         n=values.get("n", 1),
         max_tokens=limit if limit is not None else older,
         prompt_bytes=prompt_bytes,
@@ -408,6 +406,14 @@ def read_chat(body: Any, ignore: bool) -> ChatRequest:
         media=tuple(media),
         tool_path=tool_path,
     )
+
+
+def read_stream(values: dict[str, Any]) -> tuple[bool, bool]:
+    """Whether a stream is wanted, and a last chunk with the usage in it."""
+    stream, options = bool(values.get("stream")), values.get("stream_options")
+    if options is not None and not stream:
+        raise ApiError("invalid_value", "'stream_options' is only allowed with 'stream': true.", param="stream_options")
+    return stream, bool(options and options.get("include_usage"))
 
 
 def fit_chat(request: ChatRequest, model: Model, ignore: bool) -> Fitted:

@@ -29,7 +29,7 @@ async def collect(entry: ModelEntry, answer: Answer, peeked: Peeked, meter: Mete
             if chunk is None or size > MAX_ANSWER:
                 raise unavailable(entry, "an event is no chunk, or the answer is too long")
             if chunk.get("error"):
-                raise error_event(entry, chunk["error"])
+                raise error_event(entry, chunk["error"], shape.prompt)
             parts.add(chunk, meter)
         data = await answer.chunk()
         if not data:

@@ -6,7 +6,7 @@ beginning; only then is a model chosen, and the client's headers can go out. The
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,6 +45,7 @@ class Work(Protocol):
 
     endpoint: Endpoint
     path: str  # behind the target's URL
+    prompt: str  # the parameter that has the prompt, for errors
     streamed: bool  # what is generated goes out at once: the ledger has to know of it before
 
     def fit(self, model: Model) -> Fitted: ...
@@ -62,6 +63,15 @@ class Work(Protocol):
 
     async def complete(self, entry: ModelEntry, answer: Answer, peeked: Any, meter: Meter) -> Any:
         """Reads the rest of an answer that is not streamed; what it answers takes the place of `peeked`."""
+
+    def following(self, entry: ModelEntry) -> Iterable[dict[str, Any]]:
+        """Bodies of further calls that one answer needs, one after the other; after `complete`."""
+
+    def add(self, peeked: Any, more: Any, meter: Meter) -> None:
+        """Takes what a following call answered into the first one's answer."""
+
+    def blame(self, found: Failed | ApiError) -> Failed | ApiError:
+        """A model's refusal as the client can understand it."""
 
 
 class Gate:
@@ -265,21 +275,30 @@ class Fallbacks:
         entry, charge = opened.entry, opened.charge
         if work.streamed:
             opened.coverage = Coverage(self._ledger, charge.id, charge.reserved.output_tokens)
-        body = orjson.dumps(work.payload(fitted, entry, charge.reserved.output_tokens))
+        body = work.payload(fitted, entry, charge.reserved.output_tokens)
         try:
-            async with asyncio.timeout(min(work.patience_ms(entry), entry.timeouts.total_ms) / 1000):
-                answer = await self._upstream.post(entry.target, work.path, body, call.request_id, entry.timeouts)
-                opened.answer = answer
-                if answer.status != 200:
-                    raise refused(entry, answer, await read_all(answer, _MAX_ERROR_BODY))
-                opened.peeked = await work.peek(entry, answer)
+            answer, opened.peeked = await self._post(call, work, opened, body)
             if not work.streamed:
                 async with asyncio.timeout(opened.deadline - time.monotonic()):
                     opened.peeked = await work.complete(entry, answer, opened.peeked, opened.meter)
+                    for body in work.following(entry):
+                        _, more = await self._post(call, work, opened, body)
+                        work.add(opened.peeked, more, opened.meter)
         except TimeoutError:
             raise timed_out(entry, "no answer in time") from None
         except UpstreamFailed as failure:
             raise broken(entry, failure) from None
+
+    async def _post(self, call: Call, work: Work, opened: Opened, body: dict[str, Any]) -> tuple[Answer, Any]:
+        entry = opened.entry
+        async with asyncio.timeout(min(work.patience_ms(entry), entry.timeouts.total_ms) / 1000):
+            answer = await self._upstream.post(
+                entry.target, work.path, orjson.dumps(body), call.request_id, entry.timeouts
+            )
+            opened.answer = answer
+            if answer.status != 200:
+                raise work.blame(refused(entry, answer, await read_all(answer, _MAX_ERROR_BODY), work.prompt))
+            return answer, await work.peek(entry, answer)
 
     def _saves(self, access: Access, model: Model, charge: Charge) -> bool:
         """Whether a cheaper model should answer, because the account's credits are low."""

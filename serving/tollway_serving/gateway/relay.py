@@ -29,7 +29,7 @@ log = structlog.get_logger(__name__)
 MAX_ANSWER = 64 * 1024 * 1024
 
 
-async def read_object(entry: ModelEntry, answer: Answer) -> dict[str, Any]:
+async def read_object(entry: ModelEntry, answer: Answer, prompt: str) -> dict[str, Any]:
     """The JSON object that an answer is. Failed or ApiError where it is none, or is an error."""
     body = await read_all(answer, MAX_ANSWER)
     try:
@@ -39,13 +39,13 @@ async def read_object(entry: ModelEntry, answer: Answer) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise unavailable(entry, "the answer is no object")
     if value.get("error"):
-        raise error_event(entry, value["error"])
+        raise error_event(entry, value["error"], prompt)
     return value
 
 
 async def peek_whole(entry: ModelEntry, answer: Answer, shape: Shape) -> dict[str, Any]:
     """The parsed answer of a call that is not streamed."""
-    value = await read_object(entry, answer)
+    value = await read_object(entry, answer, shape.prompt)
     choices = value.get("choices")
     if isinstance(choices, list) and choices:
         field, kind = shape.whole_field, shape.whole_type
@@ -83,7 +83,7 @@ async def peek_stream(entry: ModelEntry, answer: Answer, shape: Shape) -> Peeked
     if first is None:
         raise unavailable(entry, "the first event is no chunk")
     if first.get("error"):
-        raise error_event(entry, first["error"])
+        raise error_event(entry, first["error"], shape.prompt)
     return Peeked(reader, events)
 
 
@@ -226,7 +226,7 @@ class Stream:
                     log.warning("garbage_in_stream", request_id=self._call.request_id)
                     error = self._cut()
                 elif chunk.get("error"):
-                    error = _in_stream(error_event(opened.entry, chunk["error"]))
+                    error = _in_stream(error_event(opened.entry, chunk["error"], self._shape.prompt))
                 else:
                     if choices := self._count(chunk):
                         out.append(self._before + orjson.dumps(choices) + self._after)
@@ -262,6 +262,8 @@ class Stream:
         for choice in choices:
             for name in choice.keys() - self._shape.chunk_fields:
                 del choice[name]
+            for name in self._shape.chunk_nulls:
+                choice.setdefault(name, None)
             index = choice.setdefault("index", 0)
             if type(index) is not int:
                 index = choice["index"] = 0

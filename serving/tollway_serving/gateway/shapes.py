@@ -28,6 +28,7 @@ class Shape(Protocol):
     """Fields that are not named here never leave."""
 
     name: str  # of an answer, for logs
+    prompt: str  # the request's parameter that has the prompt
     id: str  # of an answer whose model gives none
     whole_object: str
     whole_field: str  # what a whole choice must have, and of which type
@@ -37,6 +38,7 @@ class Shape(Protocol):
     chunk_field: str
     chunk_type: type
     chunk_fields: frozenset[str]
+    chunk_nulls: tuple[str, ...]  # what a chunk's choice has at least as null, beside its reason to finish
     joined: Callable[[int], Joined]
 
     def size(self, choice: dict[str, Any]) -> int:
@@ -48,6 +50,7 @@ class Shape(Protocol):
 
 class _Chat:
     name = "chat completion"
+    prompt = "messages"
     id = "chatcmpl-tollway"
     whole_object, whole_field = "chat.completion", "message"
     whole_type: type = dict
@@ -55,6 +58,7 @@ class _Chat:
     chunk_object, chunk_field = "chat.completion.chunk", "delta"
     chunk_type: type = dict
     chunk_fields = frozenset({"index", "delta", "finish_reason", "logprobs"})
+    chunk_nulls: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.joined: Callable[[int], Joined] = _JoinedChat
@@ -81,6 +85,7 @@ class _Chat:
 
 class _Completion:
     name = "completion"
+    prompt = "prompt"
     id = "cmpl-tollway"
     whole_object, whole_field = "text_completion", "text"
     whole_type: type = str
@@ -88,6 +93,7 @@ class _Completion:
     chunk_object, chunk_field = whole_object, whole_field
     chunk_type: type = str
     chunk_fields = whole_fields
+    chunk_nulls: tuple[str, ...] = ("logprobs",)
 
     def __init__(self) -> None:
         self.joined: Callable[[int], Joined] = _JoinedCompletion

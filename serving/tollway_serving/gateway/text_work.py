@@ -3,22 +3,26 @@
 Our own engines are asked for a stream even where the client wants the answer whole; see `collect`.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from tollway_serving.contract.catalogue import ModelEntry
 from tollway_serving.gateway.call import Call, Header
 from tollway_serving.gateway.collect import collect
+from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.fallback import Opened
 from tollway_serving.gateway.metering import Meter
 from tollway_serving.gateway.relay import Peeked, Stream, peek_stream, peek_whole, send_whole
 from tollway_serving.gateway.shapes import Shape
 from tollway_serving.gateway.upstream import Answer
+from tollway_serving.gateway.upstream_errors import Failed
 
 
 class TextWork:
     """Half of a `handle.ModelWork`: everything that does not depend on the request's own parameters."""
 
     shape: Shape
+    collected = True  # a whole answer may be asked for as a stream
 
     def __init__(self, streamed: bool, include_usage: bool) -> None:
         self.streamed = streamed
@@ -43,6 +47,15 @@ class TextWork:
     async def complete(self, entry: ModelEntry, answer: Answer, peeked: Any, meter: Meter) -> Any:
         return await collect(entry, answer, peeked, meter, self.shape) if isinstance(peeked, Peeked) else peeked
 
+    def following(self, entry: ModelEntry) -> Iterable[dict[str, Any]]:
+        return ()
+
+    def add(self, peeked: Any, more: Any, meter: Meter) -> None:
+        raise NotImplementedError  # nothing follows
+
+    def blame(self, found: Failed | ApiError) -> Failed | ApiError:
+        return found
+
     async def send(self, call: Call, opened: Opened, headers: list[Header]) -> None:
         if self.streamed:
             await Stream(call, opened, headers, self._include_usage, self.shape).run()
@@ -50,4 +63,4 @@ class TextWork:
             await send_whole(call, opened, headers, self.shape)
 
     def _streams(self, entry: ModelEntry) -> bool:
-        return self.streamed or (entry.target.internal and entry.target.continuous_usage)
+        return self.streamed or (self.collected and entry.target.internal and entry.target.continuous_usage)

@@ -75,13 +75,14 @@ def broken(entry: ModelEntry, failure: UpstreamFailed) -> Failed:
     return unavailable(entry, str(failure))
 
 
-def refused(entry: ModelEntry, answer: Answer, body: bytes) -> Failed | ApiError:
-    """An answer that is not 200: an ApiError is the client's own mistake, which no other model would mend."""
+def refused(entry: ModelEntry, answer: Answer, body: bytes, prompt: str) -> Failed | ApiError:
+    """An answer that is not 200: an ApiError is the client's own mistake, which no other model would mend. `prompt` is
+    the parameter that has the prompt."""
     message, code, param = _read(body)
     status, retry = answer.status, answer.retry_after_s
     detail = f"status {status} code {code}"
     if code in _CONTEXT_CODES and status < 500:
-        return _too_long(entry, message)
+        return _too_long(entry, message, param or prompt)
     if status in (400, 413, 422):
         known = code if code in TABLE and TABLE[code][0] == 400 else "invalid_value"
         return ApiError(known, message or "The model refused the request as invalid.", param=param)
@@ -97,11 +98,11 @@ def refused(entry: ModelEntry, answer: Answer, body: bytes) -> Failed | ApiError
     return unavailable(entry, detail, retry)
 
 
-def error_event(entry: ModelEntry, error: Any) -> Failed | ApiError:
+def error_event(entry: ModelEntry, error: Any, prompt: str) -> Failed | ApiError:
     """A stream's `{"error": …}` event; the same for one that is the first and one that ends a begun stream."""
     code = error.get("code") or error.get("type") if isinstance(error, dict) else None
     if code in _CONTEXT_CODES:
-        return _too_long(entry, _text(error.get("message")))
+        return _too_long(entry, _text(error.get("message")), prompt)
     if code == "model_overloaded":
         return overloaded(entry, "error event")
     if code == "timeout":
@@ -111,11 +112,11 @@ def error_event(entry: ModelEntry, error: Any) -> Failed | ApiError:
     return unavailable(entry, f"error event {str(code)[:100]}")
 
 
-def _too_long(entry: ModelEntry, message: str | None) -> Failed:
+def _too_long(entry: ModelEntry, message: str | None, param: str) -> Failed:
     text = message or (
-        f"This model's maximum context length is {entry.context_tokens} tokens. Please reduce the messages' length."
+        f"This model's maximum context length is {entry.context_tokens} tokens. Please reduce the length of '{param}'."
     )
-    return Failed(("ContextTooLong",), ApiError("context_length_exceeded", text, param="messages"), "context")
+    return Failed(("ContextTooLong",), ApiError("context_length_exceeded", text, param=param), "context")
 
 
 def _read(body: bytes) -> tuple[str | None, str | None, str | None]:

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 from tollway_serving.contract.catalogue import Endpoint, ModelEntry
 from tollway_serving.gateway import shapes
-from tollway_serving.gateway.admission import Estimate, estimate_text
+from tollway_serving.gateway.admission import Estimate, Prompt, estimate_text
 from tollway_serving.gateway.call import Call
 from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.chat_schema import ChatRequest, fit_chat, read_chat
@@ -25,6 +25,7 @@ class ChatWork(TextWork):
     endpoint: Endpoint = _ENDPOINT
     path = "/chat/completions"
     answers = "chat completions"
+    prompt = "messages"
     shape = shapes.CHAT
 
     def __init__(self, request: ChatRequest, ignore: bool) -> None:
@@ -39,14 +40,9 @@ class ChatWork(TextWork):
 
     def estimate(self, entry: ModelEntry, first: bool) -> Estimate:
         request = self.request
+        prompt = Prompt(request.prompt_bytes, messages=request.messages, has_media=bool(request.media))
         return estimate_text(
-            entry,
-            text_bytes=request.prompt_bytes,
-            messages=request.messages,
-            has_media=bool(request.media),
-            n=request.n,
-            wanted=request.max_tokens,
-            first=first,
+            entry, (prompt,), n=request.n, wanted=request.max_tokens, maximum="max_completion_tokens", first=first
         )
 
     def payload(self, fitted: Fitted, entry: ModelEntry, granted: int) -> dict[str, Any]:
