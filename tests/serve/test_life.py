@@ -5,6 +5,7 @@ import signal
 import socket
 import sqlite3
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,13 @@ from tollway_cli.guardian import descendants
 
 
 @pytest.fixture
-def up(tmp_path: Path) -> Up:
+def up(tmp_path: Path) -> Iterator[Up]:
     up = Up(tmp_path)
     up.write("plan.yaml", PLAN)
     up.write("key.yaml", key("me"))
     up.write("small.yaml", model("small"))
-    return up
+    yield up
+    up.close()
 
 
 def assert_port_is_free(up: Up) -> None:

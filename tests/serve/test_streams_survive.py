@@ -5,102 +5,15 @@ The tests run in this order, beside one long stream and one poller of another mo
 HAProxy is reloaded by every change, and by default would cut the stream two minutes after the first.
 """
 
-import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
-import openai
 import pytest
+from support.long_stream import LongStream, Poller
 from support.up import Up, eventually, key, model
 
 pytestmark = pytest.mark.timeout(600)
 STREAM_S = 185.0
-CONTEXT = "limits: {contextTokens: 8192, outputTokens: 8000}"
-
-
-class LongStream(threading.Thread):
-    """Reads one answer for minutes: four choices of a model that must not end (its end token is forbidden)."""
-
-    def __init__(self, up: Up) -> None:
-        super().__init__(daemon=True)
-        self.up = up
-        self.begun = 0.0
-        self.last = 0.0
-        self.longest_pause = 0.0
-        self.ended: str | None = None
-        self.leave = threading.Event()
-        self.flowing = threading.Event()
-
-    def run(self) -> None:
-        try:
-            self._read()
-        except Exception as error:
-            self.ended = f"{type(error).__name__}: {error}"
-            self.flowing.set()
-
-    def _read(self) -> None:
-        request: dict[str, Any] = {
-            "model": "long",
-            "messages": [{"role": "user", "content": "Tell a long story."}],
-            "max_tokens": 7900,
-            "n": 4,
-            "logit_bias": {"0": -100, "2": -100},
-            "stream": True,
-        }
-        with openai.OpenAI(api_key=self.up.key, base_url=f"{self.up.root}/v1", max_retries=0) as client:
-            for _chunk in client.chat.completions.create(**request):
-                now = time.monotonic()
-                if not self.begun:
-                    self.begun = self.last = now
-                    self.flowing.set()
-                self.longest_pause = max(self.longest_pause, now - self.last)
-                self.last = now
-                if self.leave.is_set():
-                    return
-        self.ended = "[DONE]"
-
-
-class Poller(threading.Thread):
-    """Asks a model that nobody touches, again and again; whatever is not a 200 is kept."""
-
-    def __init__(self, up: Up) -> None:
-        super().__init__(daemon=True)
-        self.up = up
-        self.stop = threading.Event()
-        self.answers = 0
-        self.failures: list[str] = []
-
-    def run(self) -> None:
-        while not self.stop.wait(0.3):
-            try:
-                answer = self.up.chat("small", text="hi", max_tokens=1)
-                self.answers += 1
-                if answer.status != 200:
-                    self.failures.append(f"{answer.status} {answer.body.decode()}")
-            except OSError as error:
-                self.failures.append(repr(error))
-
-
-@pytest.fixture(scope="module")
-def stream(platform: Up) -> Iterator[LongStream]:
-    platform.write("long.yaml", model("long", more=CONTEXT))
-    eventually(lambda: platform.chat("long", max_tokens=1).status == 200)
-    stream = LongStream(platform)
-    stream.start()
-    assert stream.flowing.wait(60)
-    yield stream
-    stream.leave.set()
-    stream.join(60)
-
-
-@pytest.fixture(scope="module")
-def poller(platform: Up, stream: LongStream) -> Iterator[Poller]:
-    poller = Poller(platform)
-    poller.start()
-    yield poller
-    poller.stop.set()
-    poller.join(60)
 
 
 @pytest.fixture(autouse=True)

@@ -144,9 +144,17 @@ class Up:
             ended = select.select([handle], [], [], 20)[0]
             os.close(handle)
             assert ended, f"a process outlived `tollway up`:\n{self.said}"
-        if self.process.stdout is not None:
-            self.process.stdout.close()
+        self.close()
         return status
+
+    def close(self) -> None:
+        """Ends what a failed test left running, and the pipe."""
+        if self.process is not None:
+            if self.process.poll() is None:
+                self.process.kill()  # the guardian clears up
+                self.process.wait()
+            if self.process.stdout is not None:
+                self.process.stdout.close()
 
     def call(
         self,
