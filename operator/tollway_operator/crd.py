@@ -57,6 +57,7 @@ class Column:
     path: str
     type: str = "string"
     description: str = ""
+    wide: bool = False  # only with `kubectl get -o wide`
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,7 @@ def _condition(type_: str, field: str = "status") -> str:
     return f'.status.conditions[?(@.type=="{type_}")].{field}'
 
 
+_WHY = Column("Message", _condition("Ready", "message"), description="What the reason means here.", wide=True)
 _AGE = Column("Age", ".metadata.creationTimestamp", "date")
 
 KINDS = (
@@ -91,6 +93,7 @@ KINDS = (
             Column("Reason", _condition("Ready", "reason"), description="Why."),
             Column("Replicas", ".status.replicas.ready", "integer", "Copies that answer."),
             Column("Wanted", ".status.replicas.desired", "integer", "Copies that there should be."),
+            _WHY,
             _AGE,
         ),
     ),
@@ -105,6 +108,7 @@ KINDS = (
             Column("Models", ".status.models", "integer", "Models that it gives."),
             Column("Keys", ".status.keys", "integer", "ApiKeys on it."),
             Column("Ready", _condition("Ready"), description="Whether the gateways know it."),
+            _WHY,
             _AGE,
         ),
     ),
@@ -119,6 +123,7 @@ KINDS = (
             Column("Ready", _condition("Ready"), description="Whether calls get through."),
             Column("Reason", _condition("Ready", "reason"), description="Why."),
             Column("Expires", ".spec.expiresAt", description="When it ends."),
+            _WHY,
             _AGE,
         ),
     ),
@@ -213,6 +218,7 @@ def definition(kind: Kind) -> Schema:
     columns = [
         {"name": column.name, "type": column.type, "jsonPath": column.path}
         | ({"description": column.description} if column.description else {})
+        | ({"priority": 1} if column.wide else {})
         for column in kind.columns
     ]
     version = {

@@ -15,8 +15,9 @@ class Settings:
     base_url: str
     """OPENAI_BASE_URL of the generated Secrets: what clients use, such as https://models.example.com/v1."""
 
-    models_url: str = "http://127.0.0.1:8000"
-    """Where a gateway replica reaches Serve's own HTTP port; a model answers under /_models/NAMESPACE.NAME/v1."""
+    models_url: str = ""
+    """Where a gateway replica reaches Serve's own HTTP port; a model answers under /_models/NAMESPACE.NAME/v1. Empty:
+    on its own node, at the port that Ray names."""
 
     embedded: bool = False
     """One machine (`tollway up`): replicas ask for little CPU, and pods' fields (resources, nodeSelector, image) are

@@ -7,6 +7,7 @@ from support.ports import MemoryObjects
 from support.world import llama, on
 
 from tollway_operator.builders.desired import Desired, build
+from tollway_operator.builders.states import last_line
 from tollway_operator.builders.views import KeyView, ModelView, PlanView
 from tollway_operator.keys import KEY_FIELD, OWNER_LABEL, describe, generate
 from tollway_operator.observed import Observed, Parser
@@ -176,6 +177,35 @@ def test_a_models_entry_and_application(objects: Objects) -> None:
     assert deployment["ray_actor_options"]["num_cpus"] <= 0.1
     assert deployment["autoscaling_config"]["min_replicas"] == 0
     assert deployment["autoscaling_config"]["max_replicas"] == 3
+
+
+def test_models_are_reached_at_the_port_that_ray_names(objects: Objects) -> None:
+    objects.put("ModelDeployment", "m", llama())
+
+    def host(desired: Desired) -> str:
+        assert desired.catalogue is not None
+        return desired.catalogue.models[0].target.url.removesuffix("/_models/ml.m/v1")
+
+    known = objects.built(ray=RayStatus({}, http_port=8123))
+    assert host(known) == "http://127.0.0.1:8123"
+    assert host(objects.built(ray=None, published=known.catalogue)) == "http://127.0.0.1:8123", "Ray is only away"
+    assert host(objects.built(ray=None)) == "http://127.0.0.1:8000"
+    given = Settings(base_url="http://localhost/v1", models_url="http://serve.ml:80/")
+    assert host(objects.built(given, ray=RayStatus({}, http_port=8123))) == "http://serve.ml:80"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Traceback:\n  File x\na.b.protocol.SourceError: no weights\n", "SourceError: no weights"),
+        ("RuntimeError: a.b.C: no", "RuntimeError: a.b.C: no"),
+        ("the file model.gguf: is broken", "the file model.gguf: is broken"),
+        ("model.gguf: is broken", "model.gguf: is broken"),
+        (" \n", ""),
+    ],
+)
+def test_what_a_traceback_says(text: str, shown: str) -> None:
+    assert last_line(text) == shown
 
 
 def test_a_remote_model_needs_no_application(objects: Objects) -> None:

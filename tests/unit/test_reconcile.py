@@ -162,7 +162,10 @@ async def test_a_first_version_that_fails_says_why_and_is_tried_again_later(worl
         await world.settle(reconciler)
         status, reason, message = world.objects.condition("ModelDeployment", "small", "Ready")
         assert (status, reason) == ("False", "SourceFailed")
-        assert "is not installed" in message
+        assert message == "ModelMissingError: package://broken is not installed"
+        status, reason, message = world.objects.condition("ModelDeployment", "small", "Progressing")
+        assert (status, reason) == ("False", "UpToDate")
+        assert "serves" not in message
         assert (await world.catalogue()).models[0].state == "Unavailable"
         world.ray.breaks.clear()
         await reconciler.reconcile()

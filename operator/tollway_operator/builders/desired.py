@@ -1,7 +1,7 @@
 """What should exist, from what was observed: the builders in their order. Called by `reconcile`."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tollway_operator.builders import applications
 from tollway_operator.builders.api_keys import build_keys
@@ -14,10 +14,13 @@ from tollway_operator.builders.states import AppView, app_view
 from tollway_operator.builders.views import ModelView, Views
 from tollway_operator.observed import Observed
 from tollway_operator.settings import Settings
+from tollway_serving.contract.applications import MODEL_ROUTE_PREFIX
 from tollway_serving.contract.catalogue import Catalogue, KeyEntry, ModelEntry, PlanEntry
 
 _GUARD_FROM = 10
 """Of fewer absent keys than this nobody needs an override to withdraw them."""
+_SERVE_PORT = 8000
+"""Ray's own default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Desired:
 
 
 def build(observed: Observed, settings: Settings) -> Desired:
+    settings = replace(settings, models_url=_models_url(observed, settings))
     ids = assign(observed.models)
     models = build_models(observed, ids, settings)
     plans = build_plans(observed, ids, models, settings)
@@ -55,6 +59,18 @@ def build(observed: Observed, settings: Settings) -> Desired:
         provider_keys=dict(view.provider_key for view in models if view.provider_key),
         kept_keys=kept,
     )
+
+
+def _models_url(observed: Observed, settings: Settings) -> str:
+    """A Ray that doesn't answer now still has the port that was published."""
+    if settings.models_url:
+        return settings.models_url
+    if observed.ray is None and observed.published is not None:
+        for entry in observed.published.models:
+            if entry.target.internal:
+                return entry.target.url.partition(MODEL_ROUTE_PREFIX)[0]
+    port = observed.ray.http_port if observed.ray is not None else _SERVE_PORT
+    return f"http://127.0.0.1:{port}"
 
 
 def _demands(models: tuple[ModelView, ...], observed: Observed, settings: Settings) -> tuple[Demand, ...] | None:

@@ -1,9 +1,13 @@
 """How a model's application does, in the words of the catalogue. Called by `desired` and by `status`."""
 
+import re
 from dataclasses import dataclass
 
 from tollway_operator.ports import AppStatus, RayStatus
 from tollway_serving.contract.catalogue import ModelState
+
+_MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Z]\w*:)")
+"""Of an exception's class, before its name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +44,9 @@ def app_view(name: str, ray: RayStatus | None, before: ModelState | None) -> App
 
 
 def last_line(text: str) -> str:
-    """What an exception says stands in a traceback's last line."""
+    """What an exception says stands in a traceback's last line; its class without the module."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:500] if lines else ""
+    return _MODULE.sub("", lines[-1])[:500] if lines else ""
 
 
 def failed(app: AppStatus | None) -> bool:

@@ -4,6 +4,8 @@ Kopf's own login functions read the ServiceAccount or the kubeconfig. A pod's to
 read again every minute, and at once when the server no longer takes it.
 """
 
+import asyncio
+import sys
 import time
 from collections.abc import Callable
 
@@ -27,7 +29,11 @@ class Access:
         self._headers = self._info.as_http_headers()
         self._read_at = time.monotonic()
         # No limit: each watched kind and namespace holds a connection for good; our own calls bound themselves.
-        self._connector = aiohttp.TCPConnector(ssl=self._info.as_ssl_context(), limit=0)
+        self._connector = aiohttp.TCPConnector(
+            ssl=self._info.as_ssl_context(),
+            limit=0,
+            enable_cleanup_closed=sys.version_info < (3, 12, 7),  # before, a cancelled call's transport stays open
+        )
         self._sessions: list[ClientSession] = []
 
     @property
@@ -62,6 +68,7 @@ class Access:
         for session in self._sessions:
             await session.close()
         await self._connector.close()
+        await asyncio.sleep(0)  # in which the aborted transports close their sockets
 
     def _current(self) -> dict[str, str]:
         if time.monotonic() - self._read_at > _REREAD_SECONDS:

@@ -74,7 +74,7 @@ def _accepted(view: KeyView, not_ours: bool, key_error: str) -> Condition:
 def _ready(view: KeyView, accepted: Condition, outcome: Outcome, key_error: str) -> Condition:
     resource = view.parsed.resource
     if accepted.reason.status == "False" and not view.entries:
-        return Condition("Ready", KeyReady.NOT_ACCEPTED)
+        return Condition("Ready", KeyReady.NOT_ACCEPTED, accepted.message)
     if not outcome.published:
         return Condition("Ready", KeyReady.LEDGER_UNREACHABLE, outcome.ledger_error)
     if any(entry.state == "Suspended" for entry in view.entries) or (resource and resource.spec.state == "Suspended"):

@@ -62,7 +62,9 @@ def _pool(view: ModelView, observed: Observed) -> PoolStatus:
 def _scheduled(view: ModelView, app: AppView | None, pool: PoolStatus) -> Condition:
     if view.unscheduled:
         return Condition("Scheduled", reason(ModelScheduled, view.unscheduled.reason), view.unscheduled.message)
-    if view.app is None or (view.refused and not (app and app.ready)):
+    if view.refused and not (app and app.ready):
+        return Condition("Scheduled", ModelScheduled.NOT_NEEDED, "nothing has to be placed until it is accepted")
+    if view.app is None:
         return Condition("Scheduled", ModelScheduled.NOT_NEEDED)
     if app is not None and app.state == "Asleep":
         return Condition("Scheduled", ModelScheduled.NOT_NEEDED)
@@ -77,7 +79,7 @@ def _is_whole(app: AppView | None) -> bool:
 
 def _ready(view: ModelView, app: AppView | None, desired: Desired, outcome: Outcome, pool: PoolStatus) -> Condition:
     if view.entry is None:
-        return Condition("Ready", ModelReady.NOT_ACCEPTED)
+        return _not_accepted(view)
     if not outcome.published:
         return Condition("Ready", ModelReady.UNREACHABLE, f"gateways can't be told: {outcome.ledger_error}")
     if app is None:
@@ -102,10 +104,15 @@ def _ready(view: ModelView, app: AppView | None, desired: Desired, outcome: Outc
         )
         return Condition("Ready", ModelReady.STARTING, said)
     if view.refused and app.state == "Starting" and not app.wanted:
-        return Condition("Ready", ModelReady.NOT_ACCEPTED)
+        return _not_accepted(view)
     if app.state == "Unavailable":
         return Condition("Ready", _failure_reason(app.message), app.message)
     return Condition("Ready", ModelReady.STARTING, app.message)
+
+
+def _not_accepted(view: ModelView) -> Condition:
+    """Says why once more: columns and `kubectl wait` show Ready alone."""
+    return Condition("Ready", ModelReady.NOT_ACCEPTED, view.refused.message if view.refused else "")
 
 
 def _failure_reason(message: str) -> ModelReady:
@@ -129,8 +136,14 @@ def _degraded(view: ModelView, app: AppView | None, there: AppStatus | None, des
 
 def _progressing(view: ModelView, app: AppView | None, there: AppStatus | None, desired: Desired) -> Condition:
     name = view.app
-    if name is None or view.refused or view.unscheduled or name in desired.rollout.failures:
+    if view.refused:
+        return Condition("Progressing", ModelProgressing.UP_TO_DATE, "nothing changes until it is accepted")
+    if view.unscheduled:
+        return Condition("Progressing", ModelProgressing.UP_TO_DATE, "nothing changes until it has a place")
+    if name is None:
         return Condition("Progressing", ModelProgressing.UP_TO_DATE)
+    if name in desired.rollout.failures:
+        return Condition("Progressing", ModelProgressing.UP_TO_DATE, "it failed, and is tried again after a pause")
     wanted = desired.rollout.configs.get(name)
     moving = there is None or wanted is None or not same(there.config, wanted) or there.status != "RUNNING"
     if name in desired.rollout.rolled_back:
