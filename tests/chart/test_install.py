@@ -4,10 +4,11 @@ which are pods, are left out; hack/e2e has them on a real cluster.
 
 import base64
 import json
+import re
 import uuid
 
 import pytest
-from support.control_plane import ControlPlane
+from support.control_plane import ROOT, ControlPlane
 from support.helm import CHART, Helm, HelmError
 
 KINDS = (
@@ -24,7 +25,10 @@ def test_upgrades_and_uninstalling_keep_what_cannot_be_made_anew(bare_control_pl
     plane, helm = bare_control_plane, Helm(bare_control_plane.kubeconfig)
     namespace = plane.fresh_namespace("life")
     install = ("install", "tollway", str(CHART), "--namespace", namespace)
-    helm.run(*install)
+    notes = helm.run(*install)
+    assert "kubectl -n " + namespace + " port-forward service/tollway 8000:80" in notes
+    for name in re.findall(r"(?:modeldeployment|apikey)/(\S+)", notes):  # what it says to wait for is what it applies
+        assert f"name: {name}" in "".join(file.read_text() for file in (ROOT / "examples/quickstart").glob("*.yaml"))
     plane.kubectl("wait", "--for=condition=Established", "--timeout=30s", "crd/plans.tollway.dev")
     tokens, ledger = (_secret(plane, namespace, f"tollway-{name}") for name in ("platform", "ledger"))
     assert all(len(tokens[name]) == 48 for name in ("internal-token", "auth_token"))
