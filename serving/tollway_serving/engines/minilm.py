@@ -84,8 +84,8 @@ class MiniLm:
     async def check(self) -> None:
         await asyncio.wait_for(self._in_thread(int), 60)
 
-    def close(self) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    async def close(self) -> None:
+        await asyncio.to_thread(self._thread.shutdown, wait=True, cancel_futures=True)
 
     async def _in_thread(self, work: Any, *args: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
