@@ -1,11 +1,12 @@
 """Every test that takes `url` runs on SQLite and on a real PostgreSQL, each time in a new and empty database."""
 
 import itertools
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.postgres import Server, server
+from support.postgres import MEMORY, Server, server
 
 _databases = itertools.count()
 
@@ -24,8 +25,15 @@ def postgres_url(postgres: Server) -> Iterator[str]:
 
 
 @pytest.fixture
-def sqlite_url(tmp_path: Path) -> str:
-    return f"sqlite://{tmp_path / 'ledger.db'}"
+def sqlite_file() -> Iterator[Path]:
+    """In a folder of its own; not there yet."""
+    with tempfile.TemporaryDirectory(prefix="tollway-ledger-", dir=MEMORY) as folder:
+        yield Path(folder) / "ledger.db"
+
+
+@pytest.fixture
+def sqlite_url(sqlite_file: Path) -> str:
+    return f"sqlite://{sqlite_file}"
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

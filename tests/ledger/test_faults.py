@@ -47,11 +47,11 @@ async def _recovers(store: Store) -> None:
             return
 
 
-async def test_a_locked_sqlite_file(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_locked_sqlite_file(sqlite_url: str, sqlite_file: Path) -> None:
     async with opened(sqlite_url) as store:
         op = reserve()
         await store.submit(op)
-        other = sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)
+        other = sqlite3.connect(sqlite_file, isolation_level=None)
         other.execute("BEGIN IMMEDIATE")
         late = store.submit(settle(op))
         await _unavailable_in_time(store)
@@ -82,11 +82,11 @@ async def test_a_full_disk(sqlite_url: str) -> None:
         assert (await store.submit(settle(op, output=0))).charged_micro == 50
 
 
-async def test_a_missing_sqlite_file_is_no_new_ledger(sqlite_url: str, tmp_path: Path) -> None:
+async def test_a_missing_sqlite_file_is_no_new_ledger(sqlite_url: str, sqlite_file: Path) -> None:
     with pytest.raises(LedgerUnavailable):
         async with ledger(sqlite_url):
             pass
-    assert not os.listdir(tmp_path)
+    assert not os.listdir(sqlite_file.parent)
 
 
 async def test_postgres_crashes_and_comes_back(postgres: Server, postgres_url: str) -> None:

@@ -73,10 +73,10 @@ def _check(machine: type[LedgerMachine], examples: int) -> None:
     )
 
 
-def test_on_sqlite(tmp_path: Path) -> None:
+def test_on_sqlite(sqlite_file: Path) -> None:
     class Machine(LedgerMachine):
         def make_driver(self) -> Driver:
-            return StoreDriver(f"sqlite://{tmp_path}/{next(_numbers)}.db")
+            return StoreDriver(f"sqlite://{sqlite_file.parent}/{next(_numbers)}.db")
 
     _check(Machine, 12)
 
