@@ -1,9 +1,11 @@
-"""How the operator does with many ApiKeys, on a real API server and SQLite: run by hand, prints one table.
+"""How the operator does with many objects, on a real API server and SQLite: run by hand, prints what
+docs/benchmarks-operator.md reports.
 
-    python tests/bench/operator_scale.py [--keys 500] [--idle 20]
+    python tests/bench/operator_scale.py [--keys 1000] [--models 100] [--plans 20] [--idle 20]
 
 CPU is the process's own (user + system); the API server, etcd and whatever else runs share the machine's cores, so
-compare CPU, not seconds. Calls are counted in the API server's audit log.
+compare CPU and calls, not seconds. Calls are counted in the API server's audit log. Ray is a server of the tests that
+speaks Serve's REST API and calls each application running after 0.2 s.
 """
 
 import argparse
@@ -13,8 +15,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,10 +41,10 @@ def memory_mb(pid: int) -> tuple[float, float]:
 
 
 class Phase:
-    """Measures one phase of a process's life; `seen` are audit lines that earlier phases counted."""
+    """Measures one phase of a process's life, by `count` of `what`; audit lines of earlier phases don't count."""
 
-    def __init__(self, plane: ControlPlane, operator: OperatorProcess, count: int) -> None:
-        self.plane, self.operator, self.count = plane, operator, count
+    def __init__(self, plane: ControlPlane, operator: OperatorProcess, count: int, what: str) -> None:
+        self.plane, self.operator, self.count, self.what = plane, operator, count, what
         self.calls_before = len(plane.audit())
         self.cpu_before = cpu_seconds(operator.process.pid)
         self.began = time.monotonic()
@@ -58,100 +62,138 @@ class Phase:
         )
         now, peak = memory_mb(pid)
         total = sum(calls.values())
-        print(f"\n{name}: {seconds:.1f} s, {self.count / seconds:.0f} keys/s", end="")
-        print(
-            f", CPU {cpu:.2f} s = {1000 * cpu / self.count:.2f} ms a key, {100 * cpu / seconds:.1f} % of a core", end=""
-        )
-        print(f", RSS {now:.0f} MB (peak {peak:.0f}), {total} calls = {total / self.count:.2f} a key")
+        print(f"\n{name}: {seconds:.1f} s, {self.count / seconds:.0f} {self.what}s/s", end="")
+        print(f", CPU {cpu:.2f} s = {1000 * cpu / self.count:.1f} ms a {self.what}", end="")
+        print(f" = {100 * cpu / seconds:.1f} % of a core", end="")
+        print(f", RSS {now:.0f} MB (peak {peak:.0f}), {total} calls = {total / self.count:.2f} a {self.what}")
         print("   ", ", ".join(f"{what} {number}" for what, number in calls.most_common(8)), flush=True)
 
 
-async def create_keys(here: World, count: int, prefix: str) -> None:
-    body = {"apiVersion": "tollway.dev/v1alpha1", "kind": "ApiKey", "spec": {"planRef": {"name": "pro"}}}
+async def create(here: World, kind: str, specs: Mapping[str, dict[str, Any]]) -> None:
+    def one(name: str, spec: dict[str, Any]) -> None:
+        body = {"apiVersion": "tollway.dev/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+        here.plane.request("POST", here.path(kind), body)
 
-    def create(number: int) -> None:
-        here.plane.request("POST", here.path("ApiKey"), {**body, "metadata": {"name": f"{prefix}-{number}"}})
-
+    loop = asyncio.get_running_loop()
     with ThreadPoolExecutor(8) as pool:
-        await asyncio.gather(
-            *(asyncio.get_running_loop().run_in_executor(pool, create, number) for number in range(count))
-        )
+        await asyncio.gather(*(loop.run_in_executor(pool, one, name, spec) for name, spec in specs.items()))
 
 
-async def until_all_ready(here: World, count: int) -> None:
-    async def ready() -> bool:
-        items = (await here.get(here.path("ApiKey")) or {})["items"]
-        states = [
-            {condition["type"]: condition["reason"] for condition in item.get("status", {}).get("conditions", ())}
-            for item in items
-        ]
-        return len(items) == count and all(state.get("Ready") == "Active" for state in states)
-
-    await here.until(ready, f"{count} keys active", 600)
+def key_specs(prefix: str, count: int, plans: int) -> dict[str, dict[str, Any]]:
+    return {f"{prefix}-{number}": {"planRef": {"name": f"plan-{number % plans}"}} for number in range(count)}
 
 
-async def bench(plane: ControlPlane, keys: int, idle: float) -> None:
+async def until_all_ready(here: World, counts: Mapping[str, int]) -> None:
+    for kind, count in counts.items():
+
+        async def ready(kind: str = kind, count: int = count) -> bool:
+            items = (await here.get(here.path(kind)) or {})["items"]
+            states = [
+                {condition["type"]: condition["status"] for condition in item.get("status", {}).get("conditions", ())}
+                for item in items
+            ]
+            if len(items) == count and all(state.get("Ready") == "True" for state in states):
+                return True
+            await asyncio.sleep(0.5)  # a list of all is work for the server, too
+            return False
+
+        await here.until(ready, f"{count} of {kind} ready", 900)
+
+
+async def bench(plane: ControlPlane, keys: int, models: int, plans: int, idle: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with world(plane, Path(folder)) as here:
-            await here.plan(credits={"monthly": "5"})
-            await here.model("small")
             operator = here.operator(TOLLWAY_IDENTITY="bench")
             await operator.until_leading()
             now, _ = memory_mb(operator.process.pid)
-            print(f"no keys: RSS {now:.0f} MB, CPU since the start {cpu_seconds(operator.process.pid):.2f} s")
+            print(f"no objects: RSS {now:.0f} MB, CPU since the start {cpu_seconds(operator.process.pid):.2f} s")
 
-            phase = Phase(plane, operator, keys)
-            await create_keys(here, keys, "first")
+            phase = Phase(plane, operator, keys + models + plans, "object")
+            source = {"engine": {"name": "llamacpp"}, "source": {"uri": "package://weights/small.gguf"}}
+            await create(here, "Plan", {f"plan-{n}": {"credits": {"monthly": "5"}} for n in range(plans)})
+            await create(here, "ModelDeployment", {f"model-{n}": source for n in range(models)})
+            await create(here, "ApiKey", key_specs("first", keys, plans))
             created = time.monotonic() - phase.began
-            await until_all_ready(here, keys)
-            await phase.report(f"{keys} keys created in {created:.1f} s while it runs")
+            await until_all_ready(here, {"ApiKey": keys, "Plan": plans, "ModelDeployment": models})
+            await phase.report(
+                f"{models} models, {plans} plans, {keys} keys created in {created:.1f} s while it runs, all ready"
+            )
+            await changes(plane, here, operator)
 
-            latencies = []
-            for number in range(10):
-                began = time.monotonic()
-                await here.key(f"single-{number}")
-                await here.until_usable(f"single-{number}")
-                latencies.append(time.monotonic() - began)
-            print(f"one more key, usable after (s): {', '.join(f'{latency:.2f}' for latency in sorted(latencies))}")
-            latencies = []
-            for number in range(10):
-                began = time.monotonic()
-                await here.delete(here.path("ApiKey", f"single-{number}"))
-                await here.until(lambda n=number: gone(here, f"single-{n}"), "withdrawn")  # type: ignore[misc]
-                latencies.append(time.monotonic() - began)
-            print(f"a key deleted, withdrawn after (s): {', '.join(f'{latency:.2f}' for latency in sorted(latencies))}")
-
-            phase = Phase(plane, operator, keys)
+            phase = Phase(plane, operator, keys, "key")
             await asyncio.sleep(idle)
             await phase.report(f"idle for {idle:.0f} s")
 
             operator.kill()
             operator = here.operator(TOLLWAY_IDENTITY="bench")
-            phase = Phase(plane, operator, keys)
+            phase = Phase(plane, operator, keys, "key")
             await operator.until_leading()
-            await here.key("after-restart")
+            await here.key("after-restart", planRef={"name": "plan-0"})
             await here.until_usable("after-restart")
-            await phase.report("restarted (from exec to a new key usable)")
-
-            operator.kill()
-            await create_keys(here, keys, "second")
-            operator = here.operator(TOLLWAY_IDENTITY="bench")
-            phase = Phase(plane, operator, keys)
-            await until_all_ready(here, 2 * keys + 1)
-            await phase.report(f"{keys} more that waited for its start")
+            await phase.report("killed and restarted (from exec to a new key usable)")
 
 
-async def gone(here: World, name: str) -> bool:
-    return not await here.published(name)
+async def changes(plane: ControlPlane, here: World, operator: OperatorProcess, count: int = 10) -> None:
+    """One at a time: a key made, a model's price changed, a plan's limit changed, a key deleted."""
+
+    async def timed(name: str, change: Callable[[int], Awaitable[None]]) -> None:
+        phase = Phase(plane, operator, count, "change")
+        latencies = []
+        for number in range(count):
+            began = time.monotonic()
+            await change(number)
+            latencies.append(time.monotonic() - began)
+        await phase.report(name)
+        print(f"    seconds each: {', '.join(f'{latency:.2f}' for latency in sorted(latencies))}")
+
+    async def made(number: int) -> None:
+        await here.key(f"single-{number}", planRef={"name": "plan-0"})
+        await here.until_usable(f"single-{number}")
+
+    async def priced(number: int) -> None:
+        price = f"0.{number + 1}"
+        await here.patch(
+            here.path("ModelDeployment", "model-0"), {"spec": {"pricing": {"perMillionInputTokens": price}}}
+        )
+
+        async def known() -> bool:
+            model = next(model for model in (await here.catalogue()).models if model.model_id == "model-0")
+            return model.prices.get("input_tokens") == (number + 1) * 100_000
+
+        await here.until(known, "price published")
+
+    async def limited(number: int) -> None:
+        await here.patch(here.path("Plan", "plan-0"), {"spec": {"limits": {"requestsPerMinute": number + 1}}})
+
+        async def known() -> bool:
+            plan = next(plan for plan in (await here.catalogue()).plans if plan.name.endswith("/plan-0"))
+            return plan.limits.requests_per_minute == number + 1
+
+        await here.until(known, "limit published")
+
+    async def deleted(number: int) -> None:
+        await here.delete(here.path("ApiKey", f"single-{number}"))
+
+        async def gone() -> bool:
+            return not await here.published(f"single-{number}")
+
+        await here.until(gone, "withdrawn")
+
+    await timed("one more key, usable", made)
+    await timed("one model's price, published", priced)
+    await timed("one plan's limit, published", limited)
+    await timed("one key deleted, withdrawn", deleted)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--keys", type=int, default=500)
+    parser.add_argument("--keys", type=int, default=1000)
+    parser.add_argument("--models", type=int, default=100)
+    parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--idle", type=float, default=20)
     options = parser.parse_args()
     with start(sorted((ROOT / "crds").glob("*.yaml"))) as plane:
-        asyncio.run(bench(plane, options.keys, options.idle))
+        asyncio.run(bench(plane, options.keys, options.models, options.plans, options.idle))
 
 
 if __name__ == "__main__":
