@@ -175,6 +175,7 @@ async def test_refused(running: Running, client: openai.AsyncOpenAI) -> None:
     assert await refusal(client, top_p=2) == ("invalid_value", "top_p")
     assert await refusal(client, logprobs=6) == ("invalid_value", "logprobs")
     assert await refusal(client, n=3, best_of=2) == ("invalid_value", "best_of")
+    assert await refusal(client, best_of=0) == ("invalid_value", "best_of")
     assert await refusal(client, best_of=2, stream=True) == ("invalid_value", "best_of")
     assert await refusal(client, stream_options={"include_usage": True}) == ("invalid_value", "stream_options")
     assert await refusal(client, max_tokens=-1) == ("invalid_value", "max_tokens")

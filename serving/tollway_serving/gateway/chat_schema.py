@@ -289,7 +289,7 @@ CHAT = Table(
         ),
         Parameter(
             "reasoning_effort",
-            Literal["none", "minimal", "low", "medium", "high", "xhigh"],
+            Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"],
             "engine",
             "How long to think.",
             neutral=("none",),

@@ -37,7 +37,7 @@ COMPLETION = Table(
         ),
         Parameter(
             "best_of",
-            Annotated[int, Field(ge=1, le=20)],
+            Annotated[int, Field(ge=0, le=20)],
             "engine",
             "How many choices are generated, of which the n likeliest are answered; all are charged. At least n.",
         ),
