@@ -11,6 +11,7 @@ from support.backend import Backend, Behaviour
 from support.gateway import KEY, Running, model, plan, until
 from support.product import serve_engine
 
+from tollway_serving.contract.catalogue import Target
 from tollway_serving.contract.engines import ENGINES
 
 LLAMACPP = ENGINES["llamacpp"]
@@ -206,6 +207,17 @@ async def test_unsupported_may_be_ignored(running: Running, client: openai.Async
         model="small", prompt="A", suffix="z", extra_headers={"x-unsupported-parameters": "ignore"}
     )
     assert raw.headers["x-ignored-parameters"] == "suffix"
+
+
+async def test_what_an_engine_ignores_is_named(running: Running, client: openai.AsyncOpenAI, backend: Backend) -> None:
+    """Beside what the gateway ignores; a provider's header says nothing of our parameters."""
+    backend.then(headers={"x-ignored-parameters": "logit_bias.5, user, bad name"})
+    raw = await client.completions.with_raw_response.create(model="small", prompt="A", user="me")
+    assert raw.headers["x-ignored-parameters"] == "user, logit_bias.5"
+    await running.change(models=(able("", target=Target(url=backend.url, model="m", internal=False)),))
+    backend.then(headers={"x-ignored-parameters": "seed"})
+    raw = await client.completions.with_raw_response.create(model="small", prompt="A")
+    assert "x-ignored-parameters" not in raw.headers
 
 
 async def test_models_without_completions(start: Any, backend: Backend) -> None:

@@ -298,6 +298,8 @@ class Fallbacks:
             opened.answer = answer
             if answer.status != 200:
                 raise work.blame(refused(entry, answer, await read_all(answer, _MAX_ERROR_BODY), work.prompt))
+            if answer.ignored and entry.target.internal:
+                opened.ignored = (*opened.ignored, *answer.ignored)
             return answer, await work.peek(entry, answer)
 
     def _saves(self, access: Access, model: Model, charge: Charge) -> bool:

@@ -18,7 +18,7 @@ from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.errors import ApiError
 
 _MAX_NAMED = 32
-_NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,64}\Z")
+_NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,128}\Z")
 
 
 @dataclass(frozen=True, slots=True)

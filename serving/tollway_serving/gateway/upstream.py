@@ -33,6 +33,7 @@ class Answer(Protocol):
     status: int
     content_type: str  # lower case, without parameters
     retry_after_s: int | None
+    ignored: tuple[str, ...]  # what the model names in x-ignored-parameters
 
     async def chunk(self) -> bytes:
         """The next bytes as they came, b"" at the end. UpstreamFailed: broken off, or silent for too long."""
@@ -93,7 +94,8 @@ class _Silent(Exception):
 class AiohttpAnswer:
     """One aiohttp response. Silence is looked for by one timer a stream, not one a chunk."""
 
-    __slots__ = ("_response", "_silence_s", "_timer", "_waiting_since", "content_type", "retry_after_s", "status")
+    __slots__ = ("_response", "_silence_s", "_timer", "_waiting_since", "content_type", "ignored", "retry_after_s",
+                 "status")  # fmt: skip
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
@@ -103,6 +105,8 @@ class AiohttpAnswer:
         self.status = response.status
         self.content_type = response.headers.get("content-type", "").split(";", 1)[0].strip().lower()
         self.retry_after_s = retry_seconds(response.headers)
+        ignored = response.headers.get("x-ignored-parameters")
+        self.ignored = tuple(name.strip() for name in ignored.split(",")) if ignored else ()
 
     async def chunk(self) -> bytes:
         self._waiting_since = time.monotonic()
