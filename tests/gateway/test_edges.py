@@ -270,10 +270,15 @@ async def test_two_keys_share_an_account(start: Any) -> None:
 def test_every_route_names_its_meter() -> None:
     assert {(r.method, r.path): r.meters for r in ROUTES} == {
         ("POST", "/chat/completions"): ("requests", "input_tokens", "output_tokens"),
+        ("POST", "/completions"): ("requests", "input_tokens", "output_tokens"),
+        ("POST", "/embeddings"): ("requests", "input_tokens"),
         ("GET", "/models"): (),
         ("GET", "/models/{id}"): (),
         ("GET", "/healthz"): (),
         ("GET", "/readyz"): (),
+        ("GET", "/docs"): (),
+        ("GET", "/docs/{name}"): (),
+        ("GET", "/openapi.json"): (),
     }
 
 

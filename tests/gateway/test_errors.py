@@ -8,25 +8,11 @@ import orjson
 import pytest
 from support.backend import Backend
 from support.gateway import HELLO, KEY, Running, key, model, plan, until
+from support.gateway import check_error as check
 
 from tollway_serving.contract.catalogue import Limits, Quota, Target, Timeouts
-from tollway_serving.gateway.errors import TABLE
 
 ASK: dict[str, Any] = {"messages": HELLO}
-
-
-def check(answer: tuple[int, Any, Any], code: str, param: str | None = None) -> dict[str, Any]:
-    status, headers, body = answer
-    error = body["error"]
-    assert set(body) == {"error"}
-    assert set(error) == {"message", "type", "param", "code"}
-    assert (status, error["type"], error["code"]) == (*TABLE[code], code), body
-    if param is not None:
-        assert error["param"] == param
-    assert headers["x-request-id"]
-    assert headers["content-type"] == "application/json"
-    assert ("retry-after" in headers) == (status in (429, 503))
-    return error
 
 
 BAD: list[tuple[Any, str, str | None]] = [

@@ -4,53 +4,109 @@ import asyncio
 import sqlite3
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import orjson
 import pytest
+import sqlalchemy as sa
 from support.backend import Backend
-from support.gateway import HELLO, Running, model, until
+from support.gateway import HELLO, Running, check_error, model, until
 
 from tollway_serving.contract.catalogue import Limits
+from tollway_serving.ledger import schema
+from tollway_serving.ledger.database import Database, in_snapshot
+from tollway_serving.ledger.state import decode, hold_from_row
+from tollway_serving.ledger.verify import verify
 
 ASK: dict[str, Any] = {"messages": HELLO}
+EXACT: dict[str, Any] = {"token_bound": {"tenth_bytes_per_token": 10_000, "per_message": 0, "fixed": 6}}
+"""A bound that is the 7 tokens which the backend counts: a hold is what the call will cost."""
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-async def test_200_at_once_on_credits_for_50(start: Any, backend: Backend, streamed: bool) -> None:
-    """Each costs 7 + 2 * 5 = 17 micro-credits and holds 17: there are credits for exactly 50."""
-    exact = {"token_bound": {"tenth_bytes_per_token": 10_000, "per_message": 0, "fixed": 6}}
-    running = await start(
-        models=[model(backend.url, queued_requests=1000, **exact)], limits=Limits(credits_monthly_micro=50 * 17)
-    )
+async def test_200_at_once_on_credits_for_50(start: Any, backend: Backend, database: str, streamed: bool) -> None:
+    """On two replicas. Each costs 7 + 2 * 5 = 17 micro-credits and holds 17: there are credits for exactly 50."""
+    limit = 50 * 17
+    options: dict[str, Any] = {
+        "models": [model(backend.url, queued_requests=1000, **EXACT)],
+        "limits": Limits(credits_monthly_micro=limit),
+        "database": database,
+    }
+    replicas = [await start(**options), await start(**options)]
     gate = asyncio.Event()
     backend.behaviour.gate = gate
 
-    async def one() -> tuple[int, str | None]:
-        status, _, body = await running.post({**ASK, "max_tokens": 5})
-        return status, body.get("error", {}).get("code")
+    async def one(running: Running) -> str:
+        if streamed:
+            headers, raw = await running.stream({**ASK, "max_tokens": 5})
+            if headers["content-type"].startswith("text/event-stream"):
+                assert raw.endswith(b"data: [DONE]\n\n")
+                return "200"
+            answer: tuple[int, Any, Any] = 429, headers, orjson.loads(raw)
+        else:
+            answer = await running.post({**ASK, "max_tokens": 5})
+            if answer[0] == 200:
+                assert answer[1]["x-credits-used"] == "0.000017"
+                return "200"
+        code: str = answer[2]["error"]["code"]
+        check_error(answer, code)
+        return f"429 {code}"
 
-    async def one_stream() -> tuple[int, str | None]:
-        headers, raw = await running.stream({**ASK, "max_tokens": 5})
-        if headers["content-type"].startswith("text/event-stream"):
-            assert raw.endswith(b"data: [DONE]\n\n")
-            return 200, None
-        return 429, orjson.loads(raw)["error"]["code"]
+    async with watched(database) as seen:
+        tasks = [asyncio.create_task(one(replicas[i % 2])) for i in range(200)]
+        await until(lambda: sum(task.done() for task in tasks) >= 75 and seen[-1:] == [(0, limit)], 60)
+        gate.set()
+        counts = Counter(await asyncio.gather(*tasks))
+        last = await one(replicas[0])
+    assert counts.pop("200") == 50
+    assert counts.keys() <= {"429 credits_held", "429 insufficient_quota"}
+    assert counts.total() == 150
+    assert last == "429 insufficient_quota"
+    assert all(settled + held <= limit for settled, held in seen), max(map(sum, seen))
+    assert seen[-1] == (limit, 0)
+    report = await verify(database)
+    assert report.problems == []
+    assert (report.usage_rows, report.open_holds, report.charged_micro) == (50, 0, limit)
+    print({"200": 50, **counts}, len(seen), "observations")  # shown with -rP
 
-    tasks = [asyncio.create_task(one_stream() if streamed else one()) for _ in range(200)]
-    await until(lambda: sum(task.done() for task in tasks) >= 150, 60)
-    gate.set()
-    counts = Counter(await asyncio.gather(*tasks))
-    assert counts[200, None] == 50
-    assert counts[429, "credits_held"] + counts[429, "insufficient_quota"] == 150
-    rows = await running.usage_rows(50)
-    assert sum(row["charged_micro"] for row in rows) == 50 * 17
-    assert (await one())[1] == "insufficient_quota"
+
+@asynccontextmanager
+async def watched(url: str) -> AsyncIterator[list[tuple[int, int]]]:
+    """Looks at the ledger as often as it can: (settled, held) in micro-credits, by its rows and by its balances."""
+    seen: list[tuple[int, int]] = []
+
+    def look(connection: sa.Connection) -> None:
+        in_snapshot(connection)
+        settled = int(connection.scalar(sa.select(sa.func.sum(schema.usage.c.charged_micro))) or 0)
+        rows = connection.execute(sa.select(schema.holds)).mappings()
+        held = sum(hold_from_row(dict(row)).micro for row in rows)
+        balances = [[0, 0]]
+        for (text,) in connection.execute(sa.select(schema.subjects.c.state)):
+            balances += decode(text).credits.values()
+        assert [sum(pair) for pair in zip(*balances, strict=True)] == [settled, held]
+        seen.append((settled, held))
+
+    ledger = Database(url, limit_s=20)
+
+    async def forever() -> None:
+        while True:
+            await ledger.read(look)
+
+    task = asyncio.create_task(forever())
+    try:
+        yield seen
+        assert not task.done(), task.exception()
+        await until(lambda: seen[-1][1] == 0)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        await ledger.close()
 
 
 async def test_without_a_maximum_the_answer_shrinks_to_what_is_affordable(start: Any, backend: Backend) -> None:
-    exact = {"token_bound": {"tenth_bytes_per_token": 10_000, "per_message": 0, "fixed": 6}}
-    running = await start(models=[model(backend.url, **exact)], limits=Limits(credits_monthly_micro=7 + 2 * 3))
+    running = await start(models=[model(backend.url, **EXACT)], limits=Limits(credits_monthly_micro=7 + 2 * 3))
     _, headers, body = await running.post(ASK)
     assert body["choices"][0]["finish_reason"] == "length"
     assert body["usage"]["completion_tokens"] == 3
@@ -138,9 +194,8 @@ async def test_ready_only_with_a_ledger(running: Running) -> None:
 
 
 async def test_the_same_account_from_two_replicas(start: Any, backend: Backend) -> None:
-    exact = {"token_bound": {"tenth_bytes_per_token": 10_000, "per_message": 0, "fixed": 6}}
     options: dict[str, Any] = {
-        "models": [model(backend.url, queued_requests=1000, **exact)],
+        "models": [model(backend.url, queued_requests=1000, **EXACT)],
         "limits": Limits(credits_monthly_micro=20 * 17),
     }
     first, second = await start(**options), await start(**options)

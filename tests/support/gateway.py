@@ -21,6 +21,7 @@ from support.backend import Backend
 
 from tollway_serving.contract.catalogue import Catalogue, KeyEntry, Limits, ModelEntry, PlanEntry, Target
 from tollway_serving.gateway.app import Gateway
+from tollway_serving.gateway.errors import TABLE
 from tollway_serving.gateway.logs import AccessLog
 from tollway_serving.gateway.settings import Settings
 from tollway_serving.ledger.publish import open_publisher
@@ -111,7 +112,7 @@ class Running:
             return response.headers, await response.read()
 
     async def usage_rows(self, count: int = 0) -> list[dict[str, Any]]:
-        """Rows of the ledger's usage table, oldest first; waits until there are `count`."""
+        """Rows of a SQLite ledger's usage table, oldest first; waits until there are `count`."""
         for _ in range(1000):
             rows = self._usage_rows()
             if len(rows) >= count:
@@ -139,6 +140,21 @@ async def until(condition: Callable[[], bool], within: float = 10.0) -> None:
         await asyncio.sleep(0.005)
 
 
+def check_error(answer: tuple[int, Any, Any], code: str, param: str | None = None) -> dict[str, Any]:
+    """Status, headers and parsed body must be the contract's for `code`; answers the error object."""
+    status, headers, body = answer
+    error: dict[str, Any] = body["error"]
+    assert set(body) == {"error"}
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (status, error["type"], error["code"]) == (*TABLE[code], code), body
+    if param is not None:
+        assert error["param"] == param
+    assert headers["x-request-id"]
+    assert headers["content-type"] == "application/json"
+    assert ("retry-after" in headers) == (status in (429, 503))
+    return error
+
+
 HELLO = [{"role": "user", "content": "hello"}]
 
 
@@ -158,10 +174,11 @@ async def run_gateway(
     plans: Sequence[PlanEntry] = (),
     keys: Sequence[KeyEntry] = (),
     limits: Limits | None = None,
+    database: str | None = None,
     **settings: Any,
 ) -> AsyncIterator[Running]:
-    """By default one model, one plan without limits, one key. `settings` are fields of Settings."""
-    database = f"sqlite:///{folder}/ledger.db"
+    """By default one model, one plan without limits, one key, SQLite. `settings` are fields of Settings."""
+    database = database or f"sqlite:///{folder}/ledger.db"
     publisher = open_publisher(database)
     await publisher.start()
     catalogue = Catalogue(

@@ -4,12 +4,18 @@ Labels are plan, model, route, status (and an error's code): bounded by the cata
 Children are kept, since looking one up costs more than counting.
 """
 
+import threading
 from typing import Any
 from wsgiref.simple_server import WSGIServer
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+
+
+def _stop(server: WSGIServer) -> None:
+    server.shutdown()
+    server.server_close()
 
 
 class Metrics:
@@ -50,9 +56,10 @@ class Metrics:
         return int(self._server.server_port)
 
     def close(self) -> None:
+        """The port is given back within half a second: so long the server's thread takes to look up."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            threading.Thread(target=_stop, args=(self._server,), name="metrics-stop").start()
+            self._server = None
 
     def request(self, plan: str, model: str, route: str, status: int, code: str | None, seconds: float) -> None:
         self._child(self._requests, plan, model, route, str(status)).inc()
