@@ -48,6 +48,12 @@ def test_lines_of_one_event_are_joined() -> None:
     assert EventReader().feed(b"data: a\ndata: b\nid: 7\n\n") == [b"a\nb"]
 
 
+def test_a_byte_order_mark_may_come_in_pieces() -> None:
+    reader, raw = EventReader(), b"\xef\xbb\xbfdata: a\n\n"
+    assert [e for i in range(len(raw)) for e in reader.feed(raw[i : i + 1])] == [b"a"]
+    assert EventReader().feed(b"data: a\n\n") == [b"a"]
+
+
 def test_an_endless_event_is_given_up() -> None:
     reader = EventReader(limit=1000)
     reader.feed(b"data: " + b"x" * 900)

@@ -6,6 +6,8 @@ dropped: OpenAI's streams carry everything in `data`.
 
 DONE = b"[DONE]"
 
+_MARK = b"\xef\xbb\xbf"
+
 
 class TooLong(Exception):
     """An event longer than the limit: no model of ours sends one."""
@@ -20,12 +22,17 @@ class EventReader:
         self._seen = 0  # how far _rest was searched
         self._held_cr = False  # a \r at the end of the last bytes: a \n may follow
         self._begun = False
+        self._mark = b""  # of a byte order mark that has not come whole
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads of the events that became whole."""
         if not self._begun:
+            data = self._mark + data
+            if len(data) < len(_MARK) and _MARK.startswith(data):
+                self._mark = data
+                return []
             self._begun = True
-            data = data.removeprefix(b"\xef\xbb\xbf")
+            data = data.removeprefix(_MARK)
         if self._held_cr or b"\r" in data:
             data = self._normal(data)
         if self._rest:
