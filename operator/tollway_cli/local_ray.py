@@ -69,5 +69,5 @@ class LocalRay:
         """Ends everything; when this returns, no process and no port is left."""
         if self._guardian.stdin is not None:
             self._guardian.stdin.close()  # the guardian's signal
-        self._guardian.wait()
-        kill_descendants()  # only if the guardian itself was killed is anything left, and then it is ours
+        if self._guardian.wait() != 0:
+            kill_descendants()  # only if the guardian itself was killed is anything left, and then it is ours

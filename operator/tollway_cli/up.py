@@ -84,7 +84,9 @@ class _Up:
         self._stop = asyncio.Event()
         self._progress = reconcile.Progress()
         self._progressed = asyncio.Event()
+        self._objects = FilesObjects(options.files, state.root)
         self._shown: dict[_Key, str] = {}
+        self._problems: frozenset[str] = frozenset()
         self._announced = False
 
     @property
@@ -110,7 +112,7 @@ class _Up:
 
     async def _run(self, stack: contextlib.AsyncExitStack) -> int:
         _check_port(self._options.host, self._options.port)
-        objects = FilesObjects(self._options.files, self._state.root)
+        objects = self._objects
         await objects.start()
         stack.push_async_callback(objects.close)
         _check_models([(raw.kind, raw.spec) for raw in (await objects.snapshot()).objects])
@@ -152,7 +154,7 @@ class _Up:
         with self._steps.step("gateway and models"):
             await self._unless_stopped(self._until_ready(), work, ended)
         if not self._stop.is_set():
-            await self._announce(objects, metrics_port)
+            await self._announce(metrics_port)
             await asyncio.wait(
                 {work, ended, asyncio.create_task(self._stop.wait())}, return_when=asyncio.FIRST_COMPLETED
             )
@@ -207,7 +209,7 @@ class _Up:
                     raise CliError(f"the gateway at {self._url} is not ready after {_READY_TIMEOUT_S:.0f} s")
                 await asyncio.sleep(_POLL_S)
 
-    async def _announce(self, objects: FilesObjects, metrics_port: int) -> None:
+    async def _announce(self, metrics_port: int) -> None:
         seconds = self._steps.finish()
         self._announced = True
         self._show_changes(only_bad=True)
@@ -220,7 +222,7 @@ class _Up:
         if key is None:
             self._steps.line("there is no usable ApiKey: add one to the files, and it works at once")
             return
-        secret = objects.key_file(key[1], key[2]).read_text("utf-8").strip()
+        secret = self._objects.key_file(key[1], key[2]).read_text("utf-8").strip()
         base_url = f"{self._url}/v1"
         self._state.write_env(base_url, secret)
         lines = exports(base_url, secret)
@@ -237,6 +239,10 @@ class _Up:
         return _ready(self._progress.statuses[name])[0]
 
     def _show_changes(self, *, only_bad: bool = False) -> None:
+        problems = frozenset(self._objects.problems)
+        for problem in sorted(problems - self._problems):
+            self._steps.line(f"{problem} (its last good version stays)")
+        self._problems = problems
         seen: dict[_Key, str] = {}
         for name, status in sorted(self._progress.statuses.items()):
             good, text = _ready(status)

@@ -9,7 +9,7 @@ from support.up import Up
 
 
 class LongStream(threading.Thread):
-    """Reads one answer for minutes: sixteen choices, four at a time, of a model that must not end (its end token is forbidden)."""
+    """Reads one answer for minutes: ten choices of a model that must not end (its end token is forbidden)."""
 
     def __init__(self, up: Up) -> None:
         super().__init__(daemon=True)
@@ -33,7 +33,7 @@ class LongStream(threading.Thread):
             "model": "long",
             "messages": [{"role": "user", "content": "Tell a long story."}],
             "max_tokens": 7900,
-            "n": 16,
+            "n": 10,
             "logit_bias": {"0": -100, "2": -100},
             "stream": True,
         }
