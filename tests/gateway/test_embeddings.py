@@ -152,6 +152,24 @@ async def test_client_that_leaves_stops_the_model(running: Running) -> None:
     assert (row["status"], row["charged_micro"]) == ("cancelled", 0)
 
 
+async def test_client_that_leaves_pays_for_the_calls_that_were_answered(running: Running) -> None:
+    await running.change(models=(able(running.backend.url, inputs_per_call=3),))
+    running.backend.then()
+    running.backend.then(before=60)
+    post = asyncio.ensure_future(raw_post(running, input=["a"] * 9))
+    await until(lambda: len(running.backend.calls) == 2)
+    post.cancel()
+    (row,) = await running.usage_rows(1)
+    assert (row["status"], row["charged_micro"]) == ("cancelled", 7 * 3)
+    assert running.backend.calls[1].cancelled.is_set()
+
+
+async def test_a_full_batch(running: Running, client: openai.AsyncOpenAI) -> None:
+    answer = await client.embeddings.create(model="minilm", input=["x" * (at % 50 + 1) for at in range(2048)])
+    assert [(item.index, item.embedding[0]) for item in answer.data] == [(at, at % 50 + 1) for at in range(2048)]
+    assert len(running.backend.calls) == 8
+
+
 async def test_usage_that_is_missing_is_estimated(running: Running) -> None:
     running.backend.then(usage=False)
     _, headers, body = await raw_post(running, input="abc")

@@ -87,7 +87,7 @@ class ModelEntry(Entry):
     parameters: tuple[str, ...] = ()  # request parameters beyond the universal ones that the engine carries out
     context_tokens: int
     output_tokens: int  # the most that one answer may have
-    inputs_per_call: int = Field(default=2048, ge=1)  # texts of an embeddings request; more are sent in turn
+    inputs_per_call: int = Field(default=256, ge=1)  # texts of an embeddings request; more are sent in turn
     default_output_tokens: int  # held where the client names no maximum
     token_bound: TokenBound = TokenBound()
     target: Target

@@ -34,7 +34,7 @@ class EngineFacts:
     context_tokens: int = 4096
     output_tokens: int = 1024
     slots: int = 8  # requests that one replica works on at once: max_ongoing_requests
-    inputs_per_call: int = 2048  # texts that one call for embeddings takes
+    inputs_per_call: int = 256  # texts of one call for embeddings: reading the answer keeps no other request waiting
     sources: tuple[str, ...] = ()  # URI schemes that it loads
     args: Mapping[str, Arg] = field(default_factory=dict)
     free_args: bool = False  # unknown args are passed through (vllm)

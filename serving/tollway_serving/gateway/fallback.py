@@ -170,8 +170,9 @@ class Fallbacks:
     ) -> None:
         if state.charge is None or not state.charge.open:
             return
-        # Nobody pays for what nobody got; but who leaves pays for what was generated until then.
-        generated = state.meter if status == "cancelled" and state.meter and state.meter.tokens else None
+        # Nobody pays for what nobody got; but who leaves pays for what was done until then.
+        meter = state.meter if status == "cancelled" else None
+        generated = meter if meter and (meter.tokens or meter.prompt_tokens) else None
         state.charge.settle(
             generated.counts(1) if generated else {},
             status,
