@@ -45,6 +45,11 @@ _POLL_S = 0.1
 _STOP_S = 5.0
 _CLEAN_UP = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _Key = tuple[Kind, str, str]
+_EXAMPLES = {
+    "MODEL_FORMAT_TEXT": ("/chat/completions", '"messages": [{"role": "user", "content": "Say hello."}]'),
+    "MODEL_FORMAT_EMBEDDING": ("/embeddings", '"input": "Say hello."'),
+}
+"""A first request by what a model answers in: its path, and its parameters beside the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,9 +232,10 @@ class _Up:
         self._state.write_env(base_url, secret)
         lines = exports(base_url, secret)
         if model := await _first_model(base_url, secret):
-            body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Say hello."}}]}}'
+            path, asked = _EXAMPLES.get(model["output_format"], _EXAMPLES["MODEL_FORMAT_TEXT"])
+            body = f'{{"model": "{model["id"]}", {asked}}}'
             lines += (
-                f"curl {base_url}/chat/completions -H {shlex.quote(f'Authorization: Bearer {secret}')} "
+                f"curl {base_url}{path} -H {shlex.quote(f'Authorization: Bearer {secret}')} "
                 f"-H 'Content-Type: application/json' -d {shlex.quote(body)}\n"
             )
         sys.stdout.write(lines)
@@ -275,7 +281,7 @@ async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
         return False
 
 
-async def _first_model(base_url: str, key: str) -> str | None:
+async def _first_model(base_url: str, key: str) -> dict[str, Any] | None:
     """A model that the key may use, asked of the gateway itself."""
     headers = {"authorization": f"Bearer {key}"}
     async with (
@@ -283,7 +289,7 @@ async def _first_model(base_url: str, key: str) -> str | None:
         session.get(f"{base_url}/models") as response,
     ):
         models = (await response.json()).get("data") or []
-    return str(models[0]["id"]) if models else None
+    return dict(models[0]) if models else None
 
 
 async def _finish(work: asyncio.Task[None], stop: asyncio.Event) -> None:

@@ -114,6 +114,11 @@ def test_aliases_lose_to_model_ids_and_to_older_aliases(objects: Objects) -> Non
         (llama("hf://Qwen/Qwen3"), "InvalidArgs", "package://"),
         ({"engine": {"name": "llamacpp"}}, "InvalidArgs", "missing"),
         (llama(endpoints=["Embeddings"]), "InvalidArgs", "ChatCompletions"),
+        (
+            {"engine": {"name": "remote"}, "remote": {"url": "https://x/v1"}, "endpoints": ["AudioSpeech"]},
+            "InvalidArgs",
+            "only ChatCompletions, Completions, Embeddings",
+        ),
         (llama(capabilities=["AudioInput"]), "InvalidArgs", "AudioInput"),
         ({**llama(), "source": {"uri": "package://x", "secretRef": {"name": "s"}}}, "UnsupportedField", "secretRef"),
         (
@@ -232,6 +237,16 @@ def test_a_remote_model_needs_no_application(objects: Objects) -> None:
     }
     assert desired.provider_keys == {"ml.p.TOKEN": ("ml", "p", "TOKEN")}
     assert set(desired.rollout.configs) == {"gateway"}
+
+
+def test_a_remote_model_may_be_one_for_embeddings(objects: Objects) -> None:
+    far = {"engine": {"name": "remote"}, "remote": {"url": "https://example.com/v1"}, "endpoints": ["Embeddings"]}
+    objects.put("ModelDeployment", "far", far)
+    entry = model(objects.built(ray=RayStatus({})), "far").entry
+    assert entry is not None
+    assert entry.endpoints == ("Embeddings",)
+    assert entry.output_format == "MODEL_FORMAT_EMBEDDING"
+    assert {"dimensions", "encoding_format"} <= set(entry.parameters)
 
 
 def test_gpus_that_a_ray_cluster_lacks(objects: Objects) -> None:

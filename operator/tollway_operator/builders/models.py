@@ -95,9 +95,10 @@ def _problem(resource: ModelDeployment, facts: EngineFacts | None, observed: Obs
     wrong = _wrong_args(spec.engine.args, facts) or _wrong_source(resource, facts)
     if wrong:
         return Problem("InvalidArgs", wrong)
-    foreign_endpoints = set(spec.endpoints or ()) - set(facts.endpoints)
+    possible = (*facts.endpoints, *facts.more_endpoints)
+    foreign_endpoints = set(spec.endpoints or ()) - set(possible)
     if foreign_endpoints:
-        said = f"engine {spec.engine.name} doesn't serve {_list(foreign_endpoints)}, only {_list(facts.endpoints)}"
+        said = f"engine {spec.engine.name} doesn't serve {_list(foreign_endpoints)}, only {_list(possible)}"
         return Problem("InvalidArgs", f"spec.endpoints: {said}")
     foreign_capabilities = set(spec.capabilities or ()) - set(facts.capabilities)
     if foreign_capabilities:

@@ -29,6 +29,7 @@ class EngineFacts:
 
     import_path: str | None  # None: no application of ours (remote, custom container)
     endpoints: tuple[Endpoint, ...]
+    more_endpoints: tuple[Endpoint, ...] = ()  # those that an object may name, but has not by default
     capabilities: tuple[Capability, ...] = ()
     parameters: tuple[str, ...] = ()
     context_tokens: int = 4096
@@ -82,8 +83,20 @@ ENGINES: dict[str, EngineFacts] = {
     "remote": EngineFacts(
         import_path=None,
         endpoints=("ChatCompletions",),
+        more_endpoints=("Completions", "Embeddings"),
         capabilities=("StructuredOutput", "Logprobs", "Tools", "ImageInput"),
-        parameters=(*SAMPLING, "logprobs", "top_logprobs", "response_format", *TOOLS),
+        parameters=(
+            *SAMPLING,
+            "logprobs",
+            "top_logprobs",
+            "response_format",
+            *TOOLS,
+            "echo",
+            "best_of",
+            "suffix",
+            "encoding_format",
+            "dimensions",
+        ),
         context_tokens=8192,
         output_tokens=4096,
         slots=100,
