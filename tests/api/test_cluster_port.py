@@ -90,7 +90,9 @@ async def test_makes_a_key_once_and_repairs_what_is_around_it(
     add_key(control_plane, namespace)
     owner = await the(objects, "ApiKey", "ci")
     assert owner.spec["state"] == "Active"  # the schema's default
+    objects.changed.clear()
     await objects.ensure_key(owner, "ci", BASE_URL)
+    assert objects.changed.is_set(), "the watch brings no news any more: nothing else would publish the key now"
     made = secret(control_plane, namespace, "ci")
     key = base64.b64decode(made["data"]["OPENAI_API_KEY"]).decode()
     assert key.startswith("sk-tw-")
@@ -120,7 +122,9 @@ async def test_makes_a_key_once_and_repairs_what_is_around_it(
     assert repaired["metadata"]["ownerReferences"] == made["metadata"]["ownerReferences"]
     assert repaired["metadata"]["labels"] == {**made["metadata"]["labels"], "theirs": "1"}
 
+    objects.changed.clear()
     await objects.ensure_key(owner, "ci", BASE_URL)
+    assert not objects.changed.is_set()
     assert (
         secret(control_plane, namespace, "ci")["metadata"]["resourceVersion"] == repaired["metadata"]["resourceVersion"]
     )

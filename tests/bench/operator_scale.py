@@ -151,14 +151,14 @@ async def changes(plane: ControlPlane, here: World, operator: OperatorProcess, c
         await here.until_usable(f"single-{number}")
 
     async def priced(number: int) -> None:
-        price = f"0.{number + 1}"
+        price = str(number + 1)
         await here.patch(
             here.path("ModelDeployment", "model-0"), {"spec": {"pricing": {"perMillionInputTokens": price}}}
         )
 
         async def known() -> bool:
             model = next(model for model in (await here.catalogue()).models if model.model_id == "model-0")
-            return model.prices.get("input_tokens") == (number + 1) * 100_000
+            return model.prices.get("input_tokens") == (number + 1) * 1_000_000
 
         await here.until(known, "price published")
 

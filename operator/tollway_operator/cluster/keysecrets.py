@@ -5,7 +5,7 @@ operator killed at any moment leaves nothing that it would not recognise. Apply 
 never carries a key. Adopted is only what names the ApiKey as owner, or what we made and somebody took the owner off.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tollway_operator.cluster.api import MANAGER, AlreadyExists, Api, Object
@@ -22,11 +22,20 @@ _LONGEST_LABEL = 63
 
 
 class KeySecrets:
-    """Writes through to the cache, so that the next pass sees what this one did."""
+    """Writes through to the cache, so that the next pass sees what this one did. `news` is called whenever the cache
+    learnt something by that: to the watch, which comes later, it is none any more."""
 
-    def __init__(self, api: Api, cache: Cache[SecretView], api_version: str, labels: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        api: Api,
+        cache: Cache[SecretView],
+        api_version: str,
+        labels: Mapping[str, str],
+        news: Callable[[], None],
+    ) -> None:
         self._api = api
         self._cache = cache
+        self._news = news
         self._api_version = api_version
         self._labels = {**labels, MANAGED_BY: "tollway"}
 
@@ -137,4 +146,5 @@ class KeySecrets:
 
     def _remember(self, body: Object) -> None:
         view = to_view(body)
-        self._cache.put(Entry(view.uid, view.namespace, view.name, int(body["metadata"]["resourceVersion"]), view))
+        if self._cache.put(Entry(view.uid, view.namespace, view.name, int(body["metadata"]["resourceVersion"]), view)):
+            self._news()

@@ -61,7 +61,7 @@ class ClusterObjects:
         self._written: dict[str, Mapping[str, Any]] = {}  # status last written, by uid
         self._relist = asyncio.Event()
         self._reader = SecretReader(api)
-        self._keys = KeySecrets(api, self._secrets, f"{GROUP}/{VERSION}", {WATCH_LABEL: "true"})
+        self._keys = KeySecrets(api, self._secrets, f"{GROUP}/{VERSION}", {WATCH_LABEL: "true"}, self.changed.set)
         self._events = EventRecorder(api, f"{GROUP}/{VERSION}")
         self._memory = Memory(api, names.namespace, names.memory)
         self._providers = ProviderKeys(api, names.namespace, names.providers)
