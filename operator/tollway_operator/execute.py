@@ -20,7 +20,8 @@ from tollway_serving.ledger.port import Publisher
 log = structlog.get_logger(__name__)
 
 PUBLISH_TIMEOUT = 15.0
-_STATUS_BUDGET = 1.0  # seconds that one pass spends on starting writes; the rest are the next pass's
+_KEYS_BUDGET = 0.5  # seconds that one pass spends on starting writes; the rest are the next pass's
+_STATUS_BUDGET = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,8 +55,9 @@ async def execute(
             published, ledger_error = False, describe(error)
             log.warning("not_published", error=ledger_error)
     deferred = False
+    deadline = asyncio.get_running_loop().time() + _KEYS_BUDGET
     for action in plan.keys:
-        if not workers.free:
+        if not await _room(workers, deadline):
             deferred = True
             break
         workers.submit(key_of(action), _key_write(action, objects, settings))
@@ -81,12 +83,20 @@ async def write_statuses(judgements: Iterable[Judgement], objects: Objects, work
     for judgement in judgements:
         if not judgement.changed:
             continue
-        while not workers.free:
-            if asyncio.get_running_loop().time() >= deadline:
-                return False
-            await workers.room(deadline - asyncio.get_running_loop().time())
+        if not await _room(workers, deadline):
+            return False
         complete = workers.submit(status_key(judgement), _status_write(judgement, objects)) and complete
     return complete
+
+
+async def _room(workers: Workers, deadline: float) -> bool:
+    """Whether another write can start before the deadline; waits for that."""
+    while not workers.free:
+        left = deadline - asyncio.get_running_loop().time()
+        if left <= 0:
+            return False
+        await workers.room(left)
+    return True
 
 
 def key_of(action: KeyAction) -> tuple[str, str, str]:

@@ -19,8 +19,10 @@ from tollway_serving.contract.units import format_credits
 from tollway_serving.ledger.port import AccountUsage
 
 
-def judge_plan(view: PlanView, users: tuple[int, int], observed: Observed, outcome: Outcome) -> Judgement:
-    """`users`: how many ApiKeys are on it, and how many accounts these have."""
+def judge_plan(view: PlanView, users: tuple[int, int] | None, observed: Observed, outcome: Outcome) -> Judgement:
+    """`users`: how many ApiKeys are on it, and how many accounts these have; None: what was written last stays."""
+    before = view.parsed.raw.status
+    keys, accounts = users or (before.get("keys"), before.get("accounts"))
     if view.unresolved:
         first = reason(PlanResolvedRefs, view.unresolved[0].reason)
         resolved = Condition("ResolvedRefs", first, sentence(problem.message for problem in view.unresolved))
@@ -34,8 +36,8 @@ def judge_plan(view: PlanView, users: tuple[int, int], observed: Observed, outco
         ready = Condition("Ready", PlanReady.PUBLISHED)
     fields = {
         "models": len(view.entry.model_ids) if view.entry else 0,
-        "keys": users[0],
-        "accounts": users[1],
+        "keys": keys,
+        "accounts": accounts,
     }
     warn = (("ResolvedRefs", "False"), ("Ready", "False"))
     return write(view.parsed.raw, (resolved, ready), fields, observed.now, warn=warn)

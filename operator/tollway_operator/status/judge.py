@@ -11,15 +11,19 @@ def judge(observed: Observed, desired: Desired, outcome: Outcome) -> tuple[Judge
     """Models, then plans, then keys, each oldest first."""
     keys: dict[str, int] = {}
     accounts: dict[str, set[str]] = {}
+    growing: set[str] = set()  # plans of keys whose Secret is being made: counted afterwards, not one by one
     for view in desired.views.keys:
         for entry in view.entries[:1]:
             keys[entry.plan] = keys.get(entry.plan, 0) + 1
             accounts.setdefault(entry.plan, set()).add(entry.account)
+        if view.secret_missing and view.parsed.resource and view.parsed.raw.key not in outcome.key_errors:
+            growing.add(view.parsed.resource.plan)
     plans = {view.parsed.full_name: view.entry for view in desired.views.plans}
     judged = [judge_model(view, observed, desired, outcome) for view in desired.views.models]
     for plan in desired.views.plans:
         name = plan.parsed.full_name
-        judged.append(judge_plan(plan, (keys.get(name, 0), len(accounts.get(name, ()))), observed, outcome))
+        users = None if name in growing else (keys.get(name, 0), len(accounts.get(name, ())))
+        judged.append(judge_plan(plan, users, observed, outcome))
     for key in desired.views.keys:
         plan_entry = plans.get(key.parsed.resource.plan) if key.parsed.resource else None
         judged.append(judge_key(key, plan_entry, observed, outcome))
