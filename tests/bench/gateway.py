@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import uvicorn
+
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1]))
 
@@ -110,7 +112,6 @@ async def serve_model(port: int) -> None:
 
 
 async def serve_gateway(backend: str, port: int, folder: str, log: str) -> None:
-    import uvicorn
     from support.gateway import key, model, plan, write_secrets
 
     from tollway_serving.contract.catalogue import Catalogue, Limits, Quota, Target
@@ -187,8 +188,8 @@ class Asker(asyncio.Protocol):
             if not found:
                 return
             if b" 200 " not in head.split(b"\r\n", 1)[0]:
-                print(self._data[:600])
-                os._exit(1)
+                # A machine so busy that the ledger did not answer in time: the figures say little, but say so.
+                print("refused:", rest[:300].decode(errors="replace"), flush=True)
             lower = head.lower()
             if b"content-length:" in lower:
                 self._need = int(lower.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0]) - len(rest)
@@ -264,7 +265,9 @@ def main() -> None:
     if options.serve:
         kind, *rest = options.serve
         run = serve_model(int(rest[0])) if kind == "model" else serve_gateway(rest[0], int(rest[1]), rest[2], rest[3])
-        asyncio.run(run)
+        # The loop that uvicorn takes for the floor, and Ray for a replica: uvloop where there is one.
+        with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
+            runner.run(run)
         return
     with tempfile.TemporaryDirectory() as folder:
         model_port, floor_port, port = free_port(), free_port(), free_port()
