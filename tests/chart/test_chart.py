@@ -58,6 +58,7 @@ SETS: dict[str, Values] = {
         "metrics": {"enabled": True, "labels": {"release": "prometheus"}},
         "networkPolicy": {"clients": [{"namespaceSelector": {}}], "prometheus": MONITORING},
     },
+    "no volumes": {"redis": {"storage": ""}, "ledger": {"postgresql": {"storage": ""}}},
     "no network policies, no Redis, one of each": {
         "networkPolicy": {"enabled": False},
         "redis": {"enabled": False},
