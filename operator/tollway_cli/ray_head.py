@@ -9,6 +9,7 @@ Ray's inner names: constraints.txt pins Ray, and tests/serve starts this for rea
 import argparse
 import json
 import os
+import random
 import shlex
 import shutil
 import signal
@@ -29,6 +30,7 @@ HARD_STOP_S = 3_900
 """How long an old HAProxy may finish its streams after a reload: above the longest `timeouts.total`, one hour."""
 
 _REPLICA_PORTS = 1_000
+_OWN_PORTS = range(10_000, 20_000)  # below those of replicas
 _KEPT_OUT = ("RAY_", "SERVE_", "TOLLWAY_SECRET_", "TOLLWAY_DATABASE_URL")
 _DASHBOARD_MODULES = "ServeHead,StateHead"  # the Serve REST API, and the logs of a failed replica
 _MODULES_OPTION = "--modules-to-load="
@@ -59,13 +61,14 @@ class Head:
 def plan_head(state: Path, secrets: Path, inherited: Mapping[str, str]) -> Head:
     """Chooses free ports and an empty temp folder of this install's own. OSError if there is no room for one."""
     temp = _temp_folder(state)
-    gcs, dashboard, stats, haproxy_metrics, fallback, fallback_grpc, dashboard_metrics = _free_ports(7)
+    gcs, dashboard, stats, haproxy_metrics, fallback, fallback_grpc, dashboard_metrics = free_ports(7)
     # Each install starts at another block, so that two of them seldom meet; a port that is taken is skipped by Serve.
     first_replica_port = 20_000 + zlib.crc32(str(state).encode()) % 10 * _REPLICA_PORTS
     token_file = secrets / "ray-token"
     own = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_LOG_TO_STDERR": "1",  # which throughput mode turns off: a model's last words are read from there
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # one log line a request, parsed in Python: a third of the throughput
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(HARD_STOP_S),
@@ -128,16 +131,20 @@ def _haproxy_on_loopback(temp: Path, *ports: int) -> Path:
     return script
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that were free a moment ago, all different."""
-    probes = [socket.socket() for _ in range(count)]
-    try:
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [probe.getsockname()[1] for probe in probes]
-    finally:
-        for probe in probes:
-            probe.close()
+def free_ports(count: int) -> list[int]:
+    """Ports that were free a moment ago, all different. Not of the range that the kernel takes for outgoing connections
+    (32768 and up), as bind(0) would: one of those may be gone when HAProxy wants it, many seconds later."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_OWN_PORTS, len(_OWN_PORTS)):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        found.append(port)
+        if len(found) == count:
+            return found
+    raise OSError(f"no {count} free ports between {_OWN_PORTS.start} and {_OWN_PORTS.stop}")
 
 
 def _main(options: dict[str, Any]) -> int:

