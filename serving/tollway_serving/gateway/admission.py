@@ -66,7 +66,7 @@ def estimate_prompts(entry: ModelEntry, prompts: Sequence[Prompt], room: int = 0
             raise ApiError(
                 "context_length_exceeded",
                 f"This model's maximum context length is {entry.context_tokens} tokens. "
-                f"Your {prompt.param} has at least {least} tokens. Please reduce its length.",
+                f"There are at least {least} tokens in your {prompt.param}. Please reduce the length.",
                 param=prompt.param,
             )
         if least + room > entry.context_tokens:
