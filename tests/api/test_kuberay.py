@@ -55,7 +55,7 @@ RAY_CLUSTERS = {
 @pytest.fixture(scope="module")
 def plane(control_plane: ControlPlane) -> Iterator[ControlPlane]:
     control_plane.apply(RAY_CLUSTERS)
-    control_plane.kubectl("wait", "--for=condition=Established", "--timeout=60s", "crd/rayclusters.ray.io")
+    control_plane.wait_for_crds()
     yield control_plane
     control_plane.kubectl("delete", "crd/rayclusters.ray.io", "--timeout=60s")
 

@@ -135,9 +135,24 @@ class ControlPlane:
         if not args:
             return
         self.kubectl("apply", "--server-side", "--force-conflicts", *args)
+        self.wait_for_crds()
+
+    def wait_for_crds(self) -> None:
+        """Until every CRD that is there is served: Established comes before its storage is ready."""
         names = self.kubectl("get", "crds", "-o", "name").split()
-        if names:
-            self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+        if not names:
+            return
+        self.kubectl("wait", "--for=condition=Established", "--timeout=60s", *names)
+        deadline = time.monotonic() + READY_SECONDS
+        for name in names:
+            while True:
+                try:
+                    self.kubectl("get", name.partition("/")[2], "--all-namespaces")
+                    break
+                except AssertionError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.05)
 
     def fresh_namespace(self, prefix: str = "test") -> str:
         """A new namespace of its own for each test: deleting one takes seconds, so nobody ever waits for that."""
