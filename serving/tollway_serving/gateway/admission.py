@@ -137,6 +137,7 @@ class Admission:
             owner=self._owner,
             key_sha256=access.key.sha256,
             key_id=access.key.key_id,
+            key_uid=access.key.uid,
             account=access.key.account,
             plan=access.plan.name,
             endpoint=endpoint,

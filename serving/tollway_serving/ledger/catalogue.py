@@ -116,8 +116,10 @@ def _bodies(wanted: Catalogue) -> dict[tuple[str, str], str]:
     for where, entry in named:
         if where in found:
             raise ValueError(f"two entries for {where[0]} {where[1]}")
-        # Sorted, so that the same content is the same text and bumps no revision.
-        found[where] = orjson.dumps(entry.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS).decode()
+        # Without defaults, so that a gateway of the version before reads what doesn't use a newer field. Sorted, so
+        # that the same content is the same text and bumps no revision.
+        body = entry.model_dump(mode="json", exclude_defaults=True)
+        found[where] = orjson.dumps(body, option=orjson.OPT_SORT_KEYS).decode()
     return found
 
 
