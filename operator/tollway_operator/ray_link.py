@@ -134,14 +134,13 @@ class RayLink:
             self._wake()
 
     async def _listen(self, status: RayStatus) -> None:
-        """Asks once for the last words of each application that has failed."""
+        """Asks for the last words of each application that has failed, until they are known."""
         failed = {name for name, app in status.apps.items() if app.status == "DEPLOY_FAILED"}
         self.last_words = {name: words for name, words in self.last_words.items() if name in failed}
         for name in failed - self.last_words.keys():
             try:
                 self.last_words[name] = await self._ray.logs(name, _LOG_LINES)
-            except OperatorError as error:
-                self.last_words[name] = ""
+            except OperatorError as error:  # a node's agent may come later than its replicas: asked again next time
                 log.debug("no_logs", application=name, error=str(error))
 
     async def _send(self, put: Put) -> None:

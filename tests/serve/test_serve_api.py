@@ -5,6 +5,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,15 @@ async def until(api: ServeApi, check: Callable[[RayStatus], bool]) -> RayStatus:
     return status
 
 
+async def words(api: ServeApi, app: str) -> str:
+    """Once the node's agent, which reads the files, has registered."""
+    async with asyncio.timeout(60):
+        while True:
+            with suppress(Unreachable):
+                return await api.logs(app)
+            await asyncio.sleep(0.2)
+
+
 def is_(name: str, state: str) -> Callable[[RayStatus], bool]:
     return lambda status: name in status.apps and status.apps[name].status == state
 
@@ -188,7 +198,7 @@ async def test_failures_in_rays_words(api: ServeApi) -> None:
     failed, good = status.apps["bad"], status.apps["good"]
     assert failed.message.strip().splitlines()[-1] == "RuntimeError: the weights are broken"
     assert (failed.running_replicas, good.running_replicas, good.total_replicas) == (0, 1, 1)
-    assert (await api.logs("bad")).splitlines()[-1] == "loading broken"
+    assert (await words(api, "bad")).splitlines()[-1] == "loading broken"
     assert await api.logs("absent") == ""
     with pytest.raises(Refused, match="num_cpus"):
         await api.put((config("good", "fine", ray_actor_options={"num_cpus": -1}),))
