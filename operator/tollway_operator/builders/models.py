@@ -214,6 +214,7 @@ def _entry(
         output_tokens=output,
         default_output_tokens=output,
         inputs_per_call=facts.inputs_per_call,
+        token_bound=facts.token_bound,
         target=_target(resource, settings),
         fallbacks=fallbacks,
         timeouts=Timeouts(

@@ -69,7 +69,7 @@ class TokenBound(Entry):
 
     tenth_bytes_per_token: int = 10  # 10 = one token a byte, which no byte-level tokenizer exceeds
     per_message: int = 8
-    fixed: int = 64  # a chat template may bring a system message of its own
+    fixed: int = 16
 
 
 class ModelEntry(Entry):

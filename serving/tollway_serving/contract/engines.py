@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from tollway_serving.contract.catalogue import Capability, Endpoint
+from tollway_serving.contract.catalogue import Capability, Endpoint, TokenBound
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,7 @@ class EngineFacts:
     output_tokens: int = 1024
     slots: int = 8  # requests that one replica works on at once: max_ongoing_requests
     inputs_per_call: int = 256  # texts of one call for embeddings: reading the answer keeps no other request waiting
+    token_bound: TokenBound = field(default_factory=TokenBound)
     sources: tuple[str, ...] = ()  # URI schemes that it loads
     args: Mapping[str, Arg] = field(default_factory=dict)
     free_args: bool = False  # unknown args are passed through (vllm)
@@ -63,6 +64,7 @@ ENGINES: dict[str, EngineFacts] = {
         context_tokens=2048,
         output_tokens=1024,
         slots=4,
+        token_bound=TokenBound(fixed=64),  # a chat template may bring a system message of its own
         sources=("package",),
         args={
             "threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512),
