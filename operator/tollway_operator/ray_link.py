@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 _TRUSTED = 15.0  # seconds for which a status that can't be renewed still counts
 _LOG_LINES = 5
+_LOG_WAIT = 2.0  # seconds that a status may wait for the last words of what failed
 _FIRST_PAUSE = 1.0
 _LONGEST_PAUSE = 30.0
 
@@ -134,14 +135,17 @@ class RayLink:
             self._wake()
 
     async def _listen(self, status: RayStatus) -> None:
-        """Asks for the last words of each application that has failed, until they are known."""
+        """Asks for the last words of each application that has failed, until they are known; a node whose agent is away
+        or slow doesn't hold up the status for long."""
         failed = {name for name, app in status.apps.items() if app.status == "DEPLOY_FAILED"}
         self.last_words = {name: words for name, words in self.last_words.items() if name in failed}
+        until = asyncio.get_running_loop().time() + _LOG_WAIT
         for name in failed - self.last_words.keys():
             try:
-                self.last_words[name] = await self._ray.logs(name, _LOG_LINES)
-            except OperatorError as error:  # a node's agent may come later than its replicas: asked again next time
-                log.debug("no_logs", application=name, error=str(error))
+                async with asyncio.timeout_at(until):
+                    self.last_words[name] = await self._ray.logs(name, _LOG_LINES)
+            except (OperatorError, TimeoutError) as error:  # an agent may come later than its replicas: asked again
+                log.debug("no_logs", application=name, error=str(error) or "no answer in time")
 
     async def _send(self, put: Put) -> None:
         try:

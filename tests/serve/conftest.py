@@ -1,7 +1,7 @@
 """One `tollway up` for all tests here that only talk to it: real Ray Serve, HAProxy, SQLite and a real model.
 
-A stream of more than three minutes runs on it. The tests beside that stream come first, all others meanwhile, and the
-one that looks at its end last, so that nobody waits for it idly.
+A stream of more than three minutes runs on it. The tests beside that stream come first, then those that start and end
+another `tollway up`, then the one that looks at the stream's end; the others have the machine without it.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _turn(item: pytest.Item) -> int:
     if item.name == "test_the_stream_has_run_for_three_minutes":
         return 2
-    return 0 if item.path.name == "test_streams_survive.py" else 1
+    return {"test_streams_survive.py": 0, "test_life.py": 1, "test_up.py": 3}.get(item.path.name, 4)
 
 
 @pytest.fixture(scope="session")
