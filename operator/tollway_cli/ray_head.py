@@ -173,7 +173,7 @@ def _main(options: dict[str, Any]) -> int:
         include_dashboard=False,
         dashboard_host="127.0.0.1",
         dashboard_port=options["dashboard"],
-        # Ray's default is one port for all: the agent of a machine's second Ray would stay unknown, and its logs unread.
+        # Ray's default is one port for all: the agent of a second Ray here would stay unknown, and its logs unread.
         dashboard_agent_listen_port=0,
         no_monitor=True,
         include_log_monitor=False,  # type: ignore[arg-type]  # Ray's annotation is wrong: it is a flag
