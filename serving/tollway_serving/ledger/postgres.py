@@ -42,6 +42,7 @@ _RECEIPTS = """select charge_id, charged_micro, overrun_micro, counts from tollw
 where charge_id = any($1::text[])"""
 _WRITE = postgres_write()
 
+_LOST = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError, TimeoutError)
 _OWN_FAULT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, asyncpg.SyntaxOrAccessError)
 
 
@@ -68,7 +69,7 @@ class PostgresBackend:
         self._poller = await self._usable(self._poller)
         try:
             return int(await self._poller.fetchval(_REVISION, timeout=LIMIT_S))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except _LOST as error:
             self._poller.terminate()
             raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
 
@@ -84,7 +85,7 @@ class PostgresBackend:
         except _OWN_FAULT:
             await self._rollback(connection)
             raise
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except _LOST as error:
             connection.terminate()
             raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
         except BaseException:
@@ -98,14 +99,14 @@ class PostgresBackend:
             return await asyncpg.connect(
                 self._url, timeout=LIMIT_S, command_timeout=LIMIT_S, server_settings=SESSION, statement_cache_size=32
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except _LOST as error:
             raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
 
     @staticmethod
     async def _rollback(connection: Any) -> None:
         try:
             await connection.execute("rollback")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except _LOST:
             connection.terminate()
 
     async def _attempt(self, connection: Any, ops: Sequence[AnyOp]) -> Batch | None:
