@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.up import PLAN, Up, eventually, key, model
+from support.up import PLAN, Up, key, model
 
 from tollway_cli.guardian import descendants
 
@@ -75,4 +75,4 @@ def test_the_guardians_death_ends_everything_too(up: Up) -> None:
     os.kill(guardian, signal.SIGKILL)
     assert process.wait(60) == 1
     assert "Ray ended unexpectedly" in up.said
-    eventually(lambda: not any(Path(f"/proc/{pid}").exists() for pid in children))  # init takes them when it likes
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from support.world import NOW, World, llama, make_world, on
 
+from tollway_operator import ray_link
 from tollway_operator.errors import Forbidden, Unreachable
 from tollway_operator.keys import KEY_FIELD, URL_FIELD, describe, generate
 from tollway_operator.settings import Settings
@@ -153,6 +154,19 @@ async def test_a_version_that_fails_is_rolled_back(world: World) -> None:
     assert world.app("model-ml.small")["args"]["context_tokens"] == 512
     assert world.objects.condition("ModelDeployment", "small", "Degraded")[:2] == ("False", "AsExpected")
     assert world.objects.status("ModelDeployment", "small")["servingGeneration"] == 3
+
+
+async def test_a_log_agent_that_never_answers_holds_up_no_status(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(app: str, lines: int = 20) -> str:
+        await asyncio.Event().wait()
+        return f"{app}: {lines}"
+
+    monkeypatch.setattr(ray_link, "_LOG_WAIT", 0.01)
+    monkeypatch.setattr(world.ray, "logs", never)
+    world.ray.breaks["package://broken"] = "tollway.ModelMissingError: package://broken is not installed"
+    world.objects.put("ModelDeployment", "small", llama("package://broken"))
+    await world.run()
+    assert world.objects.condition("ModelDeployment", "small", "Ready")[:2] == ("False", "SourceFailed")
 
 
 async def test_a_first_version_that_fails_says_why_and_is_tried_again_later(world: World) -> None:
