@@ -217,6 +217,83 @@ class ModelList(TypedDict):
     data: list[Model]
 
 
+_Limit = Annotated[int | None, Field(ge=0, description="null: no limit.")]
+_Credits = Annotated[float, Field(ge=0, description="An exact decimal number, to a millionth.")]
+
+
+class QuotaUsage(TypedDict):
+    name: str
+    meter: str
+    period: Literal["day", "week", "month"]
+    models: Annotated[list[str] | None, Field(description="Which models count; null: all.")]
+    of: Annotated[Literal["account", "key"], Field(description="Whose limit it is: the plan's, or the key's own.")]
+    limit: Count
+    used: Count
+    held: Annotated[int, Field(ge=0, description="By calls in flight.")]
+    remaining: Count
+    resets_at: str
+
+
+class Usage(TypedDict):
+    """The account in the current month (UTC), and what the key may still use."""
+
+    status: Annotated[Literal["active", "inactive"], Field(description="inactive: the trial has ended.")]
+    is_free: bool
+    is_trial: bool
+    trial_ends_at: str | None
+    period: Annotated[str, Field(description="Such as 2026-11.")]
+    product: Annotated[str, Field(description="The plan.")]
+    product_label: str
+    usage_label: str
+    total_requests: Annotated[int, Field(ge=0, description="Calls that were let in and have ended.")]
+    total_ok: Annotated[int, Field(ge=0, description="Those that count as successful requests.")]
+    total_errors: Annotated[int, Field(ge=0, description="The others.")]
+    total_tokens_in: Count
+    total_tokens_out: Count
+    rate_limit_per_minute: _Limit
+    max_concurrent_requests: _Limit
+    monthly_usage_cap: Annotated[int | None, Field(ge=0, description="Successful requests a month; null: no limit.")]
+    usage_remaining: _Limit
+    trial_usage_limit: Annotated[str | None, Field(description="Successful requests in the trial.")]
+    trial_usage_remaining: str | None
+    max_file_size: Annotated[int | None, Field(ge=0, description="Bytes; null: no limit.")]
+    addons: list[str]
+    enabled_features: Annotated[list[str], Field(description="What the key's models can do.")]
+    enabled_endpoints: Annotated[list[str], Field(description="Routes that the key may use and a model answers.")]
+    credits_used: _Credits
+    credits_remaining: Annotated[
+        float | None, Field(ge=0, description="Without what calls in flight hold; null: no limit.")
+    ]
+    quotas: list[QuotaUsage]
+
+
+class UsageGroup(TypedDict):
+    model: NotRequired[str]
+    key: NotRequired[str]
+    endpoint: NotRequired[str]
+    status: NotRequired[str]
+
+
+class UsageWindow(TypedDict):
+    groupBy: UsageGroup
+    user_id: Annotated[str, Field(description="The account.")]
+    input_token: Count
+    output_token: Count
+    requests: Annotated[int, Field(ge=0, description="Calls, failed ones included.")]
+    credits: _Credits
+    windowStart: Annotated[str, Field(description="In UTC.")]
+    windowEnd: str
+
+
+class UsageWindows(TypedDict):
+    """Only windows with calls in them."""
+
+    data: list[UsageWindow]
+    start_time: str
+    end_time: str
+    window_size: Literal["MINUTE", "HOUR", "DAY"]
+
+
 class Health(TypedDict):
     status: Literal["ok", "ready"]
 

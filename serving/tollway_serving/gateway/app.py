@@ -25,7 +25,7 @@ from tollway_serving.gateway.ids import uuid7
 from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.receipts import Settler
 from tollway_serving.gateway.route import Route
-from tollway_serving.gateway.routes import chat, completions, docs, embeddings, health, models
+from tollway_serving.gateway.routes import chat, completions, docs, embeddings, health, models, usage
 from tollway_serving.gateway.secrets import Secrets
 from tollway_serving.gateway.settings import Settings
 from tollway_serving.gateway.upstream import AiohttpUpstream, Upstream
@@ -40,6 +40,7 @@ ROUTES: tuple[Route, ...] = (
     *completions.ROUTES,
     *embeddings.ROUTES,
     *models.ROUTES,
+    *usage.ROUTES,
     *health.ROUTES,
     *docs.ROUTES,
 )

@@ -1,4 +1,4 @@
-"""What an account has used and has left, by the limits of its plan: for ApiKey statuses and `GET /usage`."""
+"""What an account has used and has left, by the limits of its plan: for ApiKey statuses."""
 
 from collections.abc import Mapping
 
@@ -14,11 +14,12 @@ from tollway_serving.ledger.port import AccountUsage
 from tollway_serving.ledger.state import State, account_subject, decode, month_used
 
 
-def account_usage(state: State, limits: Limits, now: int) -> AccountUsage:
-    """Settled numbers of the current month; what is left takes off what calls in flight hold."""
+def account_usage(state: State, limits: Limits, now: int, topup_micro: int) -> AccountUsage:
+    """Settled numbers of the current month, `topup_micro` of it paid by top-ups; what is left takes off what calls in
+    flight hold."""
     return AccountUsage(
         period_end=period_bounds("Month", now)[1] // 1000,
-        credits_used_micro=month_used(state, now)[0] + state.topup[1],
+        credits_used_micro=month_used(state, now)[0] + topup_micro,
         credits_left_micro=credits_left((Scope(state, limits),), now),
         quotas_used={q.name: quota_used(state, q, now)[0] // METERS[q.meter][1] for q in limits.quotas},
     )
@@ -41,7 +42,23 @@ def usage(connection: sa.Connection, accounts: Mapping[str, str]) -> dict[str, A
             )
         )
         states.update({wanted[name]: decode(text) for name, text in rows})
+    topups = _topups(connection, [account for account, state in states.items() if state.topup[1]], now)
     return {
-        account: account_usage(states.get(account, State()), limits.get(plan, Limits()), now)
+        account: account_usage(states.get(account, State()), limits.get(plan, Limits()), now, topups.get(account, 0))
         for account, plan in accounts.items()
     }
+
+
+def _topups(connection: sa.Connection, accounts: list[str], now: int) -> dict[str, int]:
+    """What top-ups paid in the current month; a state has only the sum of all months."""
+    start, end = period_bounds("Month", now)
+    table, found = schema.rollups, {}
+    for first in range(0, len(accounts), 500):
+        rows = connection.execute(
+            sa.select(table.c.account, sa.func.sum(table.c.topup_micro))
+            .where(table.c.account.in_(accounts[first : first + 500]))
+            .where(table.c.quarter_ms >= start, table.c.quarter_ms < end)
+            .group_by(table.c.account)
+        )
+        found.update({account: int(micro) for account, micro in rows})
+    return found

@@ -10,6 +10,7 @@ from typing import Any, Protocol, overload
 
 from tollway_serving.contract.catalogue import Catalogue, KeyEntry, ModelEntry, PlanEntry
 from tollway_serving.ledger.ops import Cover, Receipt, Refused, Reserve, Reserved, Settle, Stale
+from tollway_serving.ledger.questions import Standing, Who, WindowQuery, WindowRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,12 @@ class Ledger(Protocol):
 
     async def load_catalogue(self, since: int) -> CatalogueDelta:
         """Everything that changed after revision `since` (0: all)."""
+
+    async def standing(self, who: Who) -> Standing:
+        """An account's month, for the account itself. Like the next bounded by reports' own, longer time limit."""
+
+    async def window_usage(self, query: WindowQuery) -> list[WindowRow]:
+        """What an account used in each window. Raises questions.TooManyRowsError, questions.NotKeptError."""
 
     async def announce(self, owner: str, metrics_url: str) -> None:
         """Heartbeat of this replica; holds of an owner silent for longer than the store's grace are reaped."""

@@ -6,11 +6,13 @@ the backends know.
 
 import asyncio
 import contextlib
-from typing import Any, overload
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
 
+import sqlalchemy as sa
 import structlog
 
-from tollway_serving.ledger import catalogue, replicas
+from tollway_serving.ledger import catalogue, replicas, reports
 from tollway_serving.ledger.backend import Backend
 from tollway_serving.ledger.backends import open_backend
 from tollway_serving.ledger.batch import Batcher
@@ -26,24 +28,31 @@ from tollway_serving.ledger.ops import (
     Stale,
 )
 from tollway_serving.ledger.port import CatalogueDelta
+from tollway_serving.ledger.questions import Standing, Who, WindowQuery, WindowRow
 from tollway_serving.ledger.transaction import Expire
 from tollway_serving.ledger.version import check_version
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 POLL_S = 0.25
 BEAT_S = 5.0
 CLOSE_S = 10.0
+REPORT_S = 10.0
+REPORTS_AT_ONCE = 2  # a replica's: customers' questions must not keep the database from their calls
 
 
 class Store:
     """See port.Ledger."""
 
-    def __init__(self, backend: Backend, database: Database, owner: str) -> None:
+    def __init__(self, backend: Backend, database: Database, reports_database: Database, owner: str) -> None:
         self.revision = 0
         self.revision_changed = asyncio.Event()
         self._backend = backend
         self._database = database
+        self._reports = reports_database
+        self._reporting = asyncio.Semaphore(REPORTS_AT_ONCE)
         self._owner = owner
         self._metrics_url = ""
         self._batcher = Batcher(backend, self._seen)
@@ -70,6 +79,7 @@ class Store:
             await self._database.write(lambda connection: replicas.leave(connection, self._owner))
         await self._backend.close()
         await self._database.close()
+        await self._reports.close()
 
     @overload
     def submit(self, op: Reserve) -> "asyncio.Future[Reserved | Refused | Stale]": ...
@@ -89,6 +99,23 @@ class Store:
         delta = await self._database.read(lambda connection: catalogue.changes(connection, since))
         self._seen(delta.revision)
         return delta
+
+    async def standing(self, who: Who) -> Standing:
+        return await self._report(lambda connection: reports.standing(connection, who))
+
+    async def window_usage(self, query: WindowQuery) -> list[WindowRow]:
+        return await self._report(lambda connection: reports.window_usage(connection, query))
+
+    async def _report(self, function: Callable[[sa.Connection], T]) -> T:
+        try:
+            async with asyncio.timeout(REPORT_S):
+                await self._reporting.acquire()
+        except TimeoutError:
+            raise LedgerUnavailable("too many reports at once") from None
+        try:
+            return await self._reports.read(function)
+        finally:
+            self._reporting.release()
 
     async def announce(self, owner: str, metrics_url: str) -> None:
         self._owner, self._metrics_url = owner, metrics_url
@@ -123,4 +150,4 @@ class Store:
 def open_ledger(url: str, owner: str) -> Store:
     """`url`: sqlite:///PATH or postgresql://USER:PASSWORD@HOST:PORT/DATABASE; `owner` names this gateway replica. Opens
     nothing yet: see `start`. ValueError for another kind of URL."""
-    return Store(open_backend(url), Database(url), owner)
+    return Store(open_backend(url), Database(url), Database(url, limit_s=REPORT_S), owner)
