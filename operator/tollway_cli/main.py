@@ -47,12 +47,26 @@ def up(
     metrics_port: Annotated[
         int, typer.Option(envvar="TOLLWAY_UP_METRICS_PORT", min=0, max=65535, help="On 127.0.0.1; 0: any free one.")
     ] = 0,
+    usage_days: Annotated[
+        int,
+        typer.Option(
+            envvar="TOLLWAY_USAGE_DAYS", min=0, help="How long single calls are kept; at least 45. 0: for ever."
+        ),
+    ] = 0,
 ) -> None:
     """Run the platform on this machine, from the same YAML that a cluster takes. Ctrl-C ends it."""
     from tollway_cli.up import UpOptions, run_up
 
-    options = UpOptions(tuple(file), state_dir, host, port, database_url, metrics_port)
+    options = UpOptions(tuple(file), state_dir, host, port, database_url, metrics_port, _usage_days(usage_days))
     raise typer.Exit(run_up(options))
+
+
+def _usage_days(days: int) -> int:
+    from tollway_serving.ledger.tidy import MIN_USAGE_DAYS
+
+    if 0 < days < MIN_USAGE_DAYS:
+        raise typer.BadParameter(f"must be 0 (for ever) or at least {MIN_USAGE_DAYS}", param_hint="--usage-days")
+    return days
 
 
 @app.command()

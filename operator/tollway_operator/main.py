@@ -81,7 +81,9 @@ class _Operator:
         identity = settings.identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         lease = Lease(api, settings.namespace, settings.lease_name, identity, settings.lease_seconds)
         watches = Watches(objects)
-        publisher = LedgerLink(open_publisher(settings.database_url, settings.scope), lease.is_held)
+        publisher = LedgerLink(
+            open_publisher(settings.database_url, settings.scope, settings.usage_days), lease.is_held
+        )
         stack.push_async_callback(publisher.close)
         platform = await self._platform(api)
         stack.push_async_callback(platform.close)

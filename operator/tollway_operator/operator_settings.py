@@ -8,6 +8,7 @@ from typing import TypeVar
 from tollway_operator.kuberay_settings import KubeRaySettings
 from tollway_operator.kuberay_settings import load as load_kuberay
 from tollway_operator.settings import Settings
+from tollway_serving.ledger.tidy import MIN_USAGE_DAYS
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -20,6 +21,7 @@ class OperatorSettings:
 
     database_url: str = field(repr=False)  # holds a password; else the file `database-url` in TOLLWAY_SECRETS_DIR
     reconcile: Settings
+    usage_days: int | None = None  # how long the ledger keeps single calls; 0 or None: for ever
     scope: str = "default"  # of this installation among those that share the database
     namespaces: tuple[str, ...] = ()  # watched, separated by commas; empty: all of the cluster
     namespace: str = "tollway"  # our own: the Lease, the memory and the providers' keys; in a pod, the pod's
@@ -75,6 +77,7 @@ def settings_from_env(env: Mapping[str, str]) -> OperatorSettings:
     return OperatorSettings(
         database_url=database_url,
         reconcile=reconcile,
+        usage_days=read("USAGE_DAYS", None, _usage_days),
         scope=read("SCOPE", "default", str),
         namespaces=read("NAMESPACES", none, _names),
         namespace=namespace,
@@ -113,6 +116,13 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise ValueError("must be at least 1")
     return number
+
+
+def _usage_days(text: str) -> int | None:
+    days = int(text)
+    if days != 0 and days < MIN_USAGE_DAYS:
+        raise ValueError(f"must be 0 (for ever) or at least {MIN_USAGE_DAYS}")
+    return days or None
 
 
 def _lease_seconds(text: str) -> float:

@@ -15,8 +15,10 @@ from support.ledger_history import past_call, write_history
 from tollway_serving.contract.catalogue import Limits, Quota
 from tollway_serving.ledger import questions, schema
 from tollway_serving.ledger.database import Database
+from tollway_serving.ledger.publish import open_publisher
 from tollway_serving.ledger.questions import Dimension, NotKeptError, TooManyRowsError, Who, WindowQuery, WindowRow
 from tollway_serving.ledger.store import Store
+from tollway_serving.ledger.verify import verify
 from tollway_serving.ledger.windows import Size, find_zone, runs
 
 COLUMNS = {"model": "model_id", "key": "key_id", "endpoint": "endpoint", "status": "status"}
@@ -160,3 +162,26 @@ async def test_standing_counts_what_was_settled_and_shows_what_is_held(url: str,
     ]
     unknown = await store.standing(Who("team/nobody", limits))
     assert (unknown.requests, unknown.credits_left_micro, unknown.trial_settled) == (0, 1_000, 0)
+
+
+async def test_old_calls_go_and_their_sums_stay(url: str, store: Store) -> None:
+    now = int(datetime.now(UTC).timestamp() * 1000)
+    day = 86_400_000
+    old = history(300, now - 300 * day, now - 100 * day)
+    new = [call | {"charge_id": f"new-{n}"} for n, call in enumerate(history(100, now - 40 * day, now - 39 * day))]
+    await write(url, old + new)
+    utc = find_zone("UTC")
+    assert utc is not None
+    days = WindowQuery("team/a0", tuple(runs(now - 301 * day, now, "DAY", utc, 400)), group_by=("model", "status"))
+    before = await store.window_usage(days)
+    opened = open_publisher(url, usage_days=45)
+    await opened.start()
+    await opened.reap()
+    await opened.close()
+    database = Database(url)
+    left = await database.read(lambda connection: list(connection.scalars(sa.select(schema.usage.c.charge_id))))
+    await database.close()
+    assert sorted(left) == sorted(call["charge_id"] for call in new)
+    assert await store.window_usage(days) == before
+    roll_ups = [problem for problem in (await verify(url)).problems if "roll-up" in problem]
+    assert roll_ups == []

@@ -81,7 +81,7 @@ class PureDriver:
     def problems(self) -> list[str]:
         report = Report()
         stored = self.states()
-        books = Books(report, stored)
+        books = Books(report, stored, 0)
         for hold in self.holds.values():
             books.hold(hold_from_row(hold), 0)
         for row in self.usage.values():

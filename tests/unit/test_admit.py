@@ -286,6 +286,7 @@ def test_states_and_holds_survive_their_json() -> None:
     assert decode(encode(account.state)) == account.state
     row = {"charge_id": hold.charge_id, "owner": hold.owner, "account": hold.account, "key_subject": None}
     row |= {"model_id": hold.model_id, "deadline_ms": hold.deadline, "covered_output": 0, "covered_prompt": None}
+    row |= {"idempotency": None}
     assert hold_from_row(row | {"body": hold_to_json(hold)}) == hold
 
 

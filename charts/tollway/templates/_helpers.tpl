@@ -57,3 +57,10 @@ seccompProfile: {type: RuntimeDefault}
 {{- else }}{{ fail "baseUrl is missing: with ray.existingAddress, Tollway doesn't know what clients use" }}
 {{- end }}
 {{- end }}
+
+{{/* Retention of single calls. */}}
+{{- define "tollway.usageDays" -}}
+{{- $days := int .Values.ledger.usageDays }}
+{{- if and (ne $days 0) (lt $days 45) }}{{ fail "ledger.usageDays must be 0 (for ever) or at least 45" }}{{ end }}
+{{- $days }}
+{{- end }}

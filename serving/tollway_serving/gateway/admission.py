@@ -138,6 +138,7 @@ class Admission:
             key_sha256=access.key.sha256,
             key_id=access.key.key_id,
             key_uid=access.key.uid,
+            repeat=call.repeat,
             account=access.key.account,
             plan=access.plan.name,
             endpoint=endpoint,

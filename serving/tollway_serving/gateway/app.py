@@ -8,7 +8,7 @@ import asyncio
 import gc
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import structlog
@@ -46,6 +46,7 @@ ROUTES: tuple[Route, ...] = (
 )
 
 _BACKGROUND_S = 1.0
+_LAST_ANSWERS_S = 5.0
 _CLOSED = 499  # as nginx has it: for the log and the metrics only
 
 
@@ -68,6 +69,7 @@ class Gateway:
         self._in_progress = 0
         self._metrics_url = ""
         self._tasks: list[asyncio.Task[None]] = []
+        self._kept: set[asyncio.Task[None]] = set()
         self._ledger_started = False
         self._paths: dict[str, dict[str, Route]] = {}
         self._folders: dict[str, dict[str, Route]] = {}  # of a path that ends with {name}
@@ -102,6 +104,8 @@ class Gateway:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        if self._kept:
+            await asyncio.wait(self._kept, timeout=_LAST_ANSWERS_S)
         await self.settler.close()
         await self.catalogue.close()
         if self._ledger_started:
@@ -135,6 +139,18 @@ class Gateway:
                 log.exception("gateway_background_failed")
             self.metrics.revision.set(self.catalogue.revision)
             await asyncio.sleep(_BACKGROUND_S)
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        """Runs to its end even if its request is cancelled."""
+        task = asyncio.create_task(work)
+        self._kept.add(task)
+        task.add_done_callback(self._let_go)
+        return task
+
+    def _let_go(self, task: "asyncio.Task[None]") -> None:
+        self._kept.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: its request may have nobody left to be told
 
     async def ledger_answers(self) -> bool:
         """Asks the ledger for what changed: nothing, as a rule."""

@@ -7,12 +7,14 @@ import asyncio
 import json
 import re
 import time
+from hashlib import sha256
 from typing import Any
 
 import orjson
 
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.ids import uuid7, valid_request_id
+from tollway_serving.ledger.ops import Repeat
 
 Header = tuple[bytes, bytes]
 
@@ -34,11 +36,13 @@ class Call:
         "_watch",
         "began",
         "began_at",
+        "body_sha256",
         "code",
         "gone",
         "model",
         "plan",
         "record",
+        "repeat",
         "request_id",
         "rest",
         "route",
@@ -66,6 +70,8 @@ class Call:
         self.gone = False
         self.streaming = False
         self.record: dict[str, Any] = {}
+        self.body_sha256 = ""  # where the client has an Idempotency-Key
+        self.repeat: Repeat | None = None  # that request, if it is answered here and now
         self._watch: asyncio.Task[None] | None = None
 
     def header(self, name: bytes) -> bytes | None:
@@ -86,6 +92,8 @@ class Call:
         if (self.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
             raise ApiError("invalid_value", "A compressed body is not supported; send it without Content-Encoding.")
         body = await self.body(limit, timeout_s)
+        if self.header(b"idempotency-key") is not None:
+            self.body_sha256 = sha256(body).hexdigest()
         try:
             value = orjson.loads(body)
         except orjson.JSONDecodeError as error:

@@ -13,6 +13,7 @@ from tollway_serving.gateway.call import Call, Header
 from tollway_serving.gateway.catalogue import Access, Model
 from tollway_serving.gateway.errors import ApiError, ledger_unavailable
 from tollway_serving.gateway.fallback import Opened, Work
+from tollway_serving.gateway.once import HEADER, once
 from tollway_serving.gateway.parameters import ignored_header
 from tollway_serving.gateway.routes.models import model_not_found
 from tollway_serving.ledger.ops import LedgerUnavailable
@@ -39,7 +40,14 @@ async def handle(gateway: "Gateway", call: Call, endpoint: Endpoint, read: Calla
     access = gateway.authenticate(call, endpoint)
     body = await call.json(gateway.settings.max_body_bytes, gateway.settings.body_timeout_s)
     work = read(body, gateway.ignores_unsupported(call, access))
+    if call.header(HEADER) is not None:
+        await once(gateway, call, access, work.streamed, lambda: _answer(gateway, call, access, endpoint, work))
+        return
     call.watch()
+    await _answer(gateway, call, access, endpoint, work)
+
+
+async def _answer(gateway: "Gateway", call: Call, access: Access, endpoint: Endpoint, work: ModelWork) -> None:
     for _ in range(_TRIES):
         model = _choose(gateway, call, access, work)
         try:

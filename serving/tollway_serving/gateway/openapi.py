@@ -46,6 +46,10 @@ _HEADERS: Final[dict[str, tuple[str, Json]]] = {
     "x-model-used": ("The model that answered.", {"type": "string"}),
     "x-fallback-from": ("The model asked for, where another one answered.", {"type": "string"}),
     "x-fallback-depth": ("How many models were tried before.", {"type": "integer"}),
+    "idempotent-replayed": (
+        "true: the answer to an earlier request with this Idempotency-Key, given again with its receipt.",
+        {"type": "string", "const": "true"},
+    ),
     "x-ignored-parameters": ("Parameters that were accepted without effect, by name.", {"type": "string"}),
     **{
         f"x-ratelimit-{what}-{kind}": (f"{text} of {kind} a minute.", {"type": "string"})
@@ -61,6 +65,13 @@ _UNSUPPORTED: Final[Json] = {
     "description": "ignore: parameters that the model can't carry out, and unknown ones, are ignored and named in "
     "x-ignored-parameters instead of being refused. By default the plan decides.",
     "schema": {"type": "string", "enum": ["refuse", "ignore"]},
+}
+_IDEMPOTENCY: Final[Json] = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "A name of the client's own for this request: sent again within 24 hours it gets the answer that it "
+    "got, and is charged once. With a stream it is charged once and can't be given again.",
+    "schema": {"type": "string", "pattern": r"^[\x21-\x7e]{1,255}$"},
 }
 
 
@@ -184,6 +195,8 @@ def _operation(route: Route, operation: Operation, refs: Mapping[Any, Json]) -> 
     parameters = [_path_parameter(route, operation)] if "{" in route.path else []
     if table is not None:
         parameters.append(_UNSUPPORTED)
+        if route.meters:
+            parameters.append(_IDEMPOTENCY)
         body: Json = {"schema": refs[table.model]}
         if operation.examples:
             body["examples"] = {name: {"value": value} for name, value in operation.examples.items()}

@@ -62,7 +62,8 @@ _JSON_BODY = (
 _METERED = ("insufficient_quota", "credits_held", "ledger_unavailable")
 _MODEL = ("endpoint_not_enabled", "model_not_found", "context_length_exceeded", "model_unavailable", "model_starting",
           "timeout")  # fmt: skip
-CALL = (*KEYED, *_JSON_BODY, *_METERED, *_MODEL)
+_ONCE = ("idempotency_in_progress", "idempotency_not_replayable", "idempotency_mismatch")
+CALL = (*KEYED, *_JSON_BODY, *_METERED, *_MODEL, *_ONCE)
 """Of a call of a model."""
 
 

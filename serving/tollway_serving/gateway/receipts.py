@@ -13,7 +13,16 @@ import structlog
 from tollway_serving.contract.units import Unit, format_credits
 from tollway_serving.gateway.call import Header
 from tollway_serving.gateway.metrics import Metrics
-from tollway_serving.ledger.ops import LedgerUnavailable, RateState, Receipt, Reserve, Reserved, Settle, SettleStatus
+from tollway_serving.ledger.ops import (
+    Answer,
+    LedgerUnavailable,
+    RateState,
+    Receipt,
+    Reserve,
+    Reserved,
+    Settle,
+    SettleStatus,
+)
 from tollway_serving.ledger.port import Ledger
 
 log = structlog.get_logger(__name__)
@@ -109,9 +118,10 @@ class Charge:
         estimated: bool = False,
         duration_ms: int = 0,
         first_token_ms: int | None = None,
+        answer: Answer | None = None,
     ) -> "asyncio.Future[Receipt]":
         """Submits the settlement; the answer is its receipt, or LedgerUnavailable if it could not be kept in time (it
-        is then sent again in the background)."""
+        is then sent again in the background). `answer` is kept with it, for a client that asks again."""
         if self._settled is not None:
             return self._settled
         op = Settle(
@@ -125,6 +135,7 @@ class Charge:
             first_token_ms=first_token_ms,
             fallback_from=self.fallback_from,
             fallback_depth=self.fallback_depth,
+            answer=answer,
         )
         future = self._ledger.submit(op)
         self._close(future)

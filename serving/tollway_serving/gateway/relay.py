@@ -18,6 +18,7 @@ from tollway_serving.gateway.call import Call, Header
 from tollway_serving.gateway.errors import ApiError, internal_error, ledger_unavailable
 from tollway_serving.gateway.fallback import Opened
 from tollway_serving.gateway.metering import Meter
+from tollway_serving.gateway.once import kept
 from tollway_serving.gateway.receipts import credits_text
 from tollway_serving.gateway.shapes import Shape
 from tollway_serving.gateway.upstream import Answer, UpstreamFailed, read_all
@@ -135,7 +136,14 @@ async def send_whole(call: Call, opened: Opened, headers: list[Header], shape: S
 async def settle_and_send(call: Call, opened: Opened, headers: list[Header], body: bytes) -> None:
     """Charges a whole answer by its meter; it leaves once the ledger has kept that."""
     charge, meter = opened.charge, opened.meter
-    charge.settle(meter.counts(1), "ok", http_status=200, estimated=meter.estimated, duration_ms=call.milliseconds())
+    charge.settle(
+        meter.counts(1),
+        "ok",
+        http_status=200,
+        estimated=meter.estimated,
+        duration_ms=call.milliseconds(),
+        answer=kept(headers, body) if call.repeat is not None else None,
+    )
     try:
         receipt = await charge.receipt()
     except LedgerUnavailable:

@@ -22,6 +22,66 @@ SettleStatus = Literal["ok", "error", "cancelled", "released"]
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """Which POST this is to its client: the same route and name (Idempotency-Key) again is the same POST."""
+
+    route: str
+    name: str
+    attempt: str  # unique to this try
+    streamed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What is kept of a whole answer (always a 200)."""
+
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """Open the record of a POST with an Idempotency-Key. Whoever submits it submits a Forget in the end."""
+
+    account: str
+    route: str
+    name: str
+    attempt: str
+    body_sha256: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """Nobody has sent this POST yet: answer it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """It was answered before, with this, and charged."""
+
+    answer: Answer
+    charged_micro: int
+
+
+@dataclass(frozen=True, slots=True)
+class NotAgain:
+    """It is being answered, was another one, or was answered with what can't be given again."""
+
+    code: Literal["idempotency_in_progress", "idempotency_mismatch", "idempotency_not_replayable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """Drop the record that `attempt` opened, unless a hold or a charge belongs to it."""
+
+    account: str
+    route: str
+    name: str
+    attempt: str
+
+
+@dataclass(frozen=True, slots=True)
 class Reserve:
     """Take what a request may need, all of it or nothing.
 
@@ -52,6 +112,7 @@ class Reserve:
     # refused it stays, and its caller settles it.
     replaces: str | None = None
     key_uid: str = ""  # KeyEntry.uid: the key's own counts begin anew with a re-created ApiKey
+    repeat: Repeat | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +144,10 @@ class Settle:
     first_token_ms: int | None = None
     fallback_from: str | None = None
     fallback_depth: int = 0
+    answer: Answer | None = None  # to be kept, where the request has an Idempotency-Key
 
 
-Op = Reserve | Cover | Settle
+Op = Reserve | Cover | Settle | Begin | Forget
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,21 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, overload
 
 from tollway_serving.contract.catalogue import Catalogue, KeyEntry, ModelEntry, PlanEntry
-from tollway_serving.ledger.ops import Cover, Receipt, Refused, Reserve, Reserved, Settle, Stale
+from tollway_serving.ledger.ops import (
+    Begin,
+    Begun,
+    Cover,
+    Forget,
+    Kept,
+    NotAgain,
+    Op,
+    Receipt,
+    Refused,
+    Reserve,
+    Reserved,
+    Settle,
+    Stale,
+)
 from tollway_serving.ledger.questions import Standing, Who, WindowQuery, WindowRow
 
 
@@ -56,7 +70,11 @@ class Ledger(Protocol):
     def submit(self, op: Cover) -> "asyncio.Future[None]": ...
     @overload
     def submit(self, op: Settle) -> "asyncio.Future[Receipt]": ...
-    def submit(self, op: Reserve | Cover | Settle) -> "asyncio.Future[Any]":
+    @overload
+    def submit(self, op: Begin) -> "asyncio.Future[Begun | Kept | NotAgain]": ...
+    @overload
+    def submit(self, op: Forget) -> "asyncio.Future[None]": ...
+    def submit(self, op: Op) -> "asyncio.Future[Any]":
         """Synchronous: once it returns, the op will be carried out even if the caller is cancelled. A Reserve whose
         future was cancelled is released by the store itself."""
 

@@ -12,12 +12,14 @@ from typing import Any
 import asyncpg
 import orjson
 
+from tollway_serving.ledger import record_sql
 from tollway_serving.ledger.backend import Batch, EntryCache
 from tollway_serving.ledger.database import LIMIT_S, POSTGRES_NOW_MS
-from tollway_serving.ledger.ops import LedgerUnavailable, Receipt, Reserve
+from tollway_serving.ledger.idempotency import record_from_row
+from tollway_serving.ledger.ops import Cover, LedgerUnavailable, Receipt, Settle
 from tollway_serving.ledger.sql import postgres_write
 from tollway_serving.ledger.state import Hold, State, account_subject, decode, encode, hold_from_row
-from tollway_serving.ledger.transaction import AnyOp, Needs, Row, Subject, Work, entry_facts, needs
+from tollway_serving.ledger.transaction import AnyOp, Expire, Needs, Row, Subject, Work, entry_facts, needs
 
 SESSION = {
     "application_name": "tollway-ledger",
@@ -166,7 +168,14 @@ class PostgresBackend:
         for receipt in await connection.fetch(_RECEIPTS, gone) if gone else ():
             charge_id, charged, overrun, counts = receipt
             closed[charge_id] = Receipt(charge_id, charged, overrun, orjson.loads(counts))
-        return Work(int(row["now"]), revision, subjects, holds, closed, self._entries.facts)
+        records = {}
+        text, names = record_sql.POSTGRES["read"]
+        for key in wanted.records:
+            parameters = record_sql.read_parameters(key)
+            found = await connection.fetchrow(text, *(parameters[name] for name in names))
+            if found is not None:
+                records[key] = record_from_row(found)
+        return Work(int(row["now"]), revision, subjects, holds, closed, self._entries.facts, records)
 
     def _put_entries(self, missing: Iterable[tuple[str, str]], text: str | None) -> None:
         found = {(kind, name): rest for kind, name, *rest in orjson.loads(text or "[]")}
@@ -179,6 +188,10 @@ class PostgresBackend:
         if work.changed or work.covered:
             rows = (work.subject_rows(), work.opened_rows(), work.covered_rows(), work.rollup_rows(), work.usage)
             await connection.execute(_WRITE, *(_json(each) for each in rows), work.ended)
+        for change in work.record_changes:
+            name, parameters = record_sql.change(change)
+            text, names = record_sql.POSTGRES[name]
+            await connection.execute(text, *(parameters[each] for each in names))
 
     def _remember(self, ops: Sequence[AnyOp], work: Work) -> None:
         for charge_id, hold in work.opened.items():
@@ -186,7 +199,7 @@ class PostgresBackend:
         for charge_id in work.closed:
             self._subjects_of.pop(charge_id, None)
         for op in ops:
-            if not isinstance(op, Reserve) and op.charge_id not in work.holds:
+            if isinstance(op, Cover | Settle | Expire) and op.charge_id not in work.holds:
                 self._subjects_of.pop(op.charge_id, None)
 
 

@@ -4,7 +4,7 @@
 is text on both databases: only Python reads it, but for a PostgreSQL function that unpacks rows sent as one text.
 """
 
-from sqlalchemy import BigInteger, Column, Index, MetaData, SmallInteger, Table, Text
+from sqlalchemy import BigInteger, Column, Index, LargeBinary, MetaData, SmallInteger, Table, Text
 
 from tollway_serving.contract.units import UNITS
 
@@ -50,6 +50,26 @@ holds = Table(
     Column("covered_output", BigInteger, nullable=False),
     Column("covered_prompt", BigInteger),
     Column("body", Text, nullable=False),
+    Column("idempotency", Text),  # ops.Repeat, as a list
+)
+
+idempotency = Table(
+    "tollway_idempotency",
+    metadata,
+    Column("account", Text, primary_key=True),
+    Column("route", Text, primary_key=True),
+    Column("name", Text, primary_key=True),  # the client's Idempotency-Key
+    Column("attempt", Text, nullable=False),
+    Column("body_sha256", Text, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("state", Text, nullable=False),  # idempotency.Record
+    Column("charge_id", Text),
+    Column("created_ms", BigInteger, nullable=False),
+    Column("expires_ms", BigInteger, nullable=False),
+    Column("charged_micro", BigInteger, nullable=False),
+    Column("headers", Text, nullable=False),
+    Column("body", LargeBinary),  # the answer's, where it is kept
+    Index("tollway_idempotency_expires", "expires_ms"),
 )
 
 usage = Table(

@@ -16,9 +16,10 @@ from urllib.parse import quote
 
 import orjson
 
-from tollway_serving.ledger import schema
+from tollway_serving.ledger import record_sql, schema
 from tollway_serving.ledger.backend import Batch, EntryCache
 from tollway_serving.ledger.database import PRAGMAS, begin_writing
+from tollway_serving.ledger.idempotency import record_from_row
 from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 from tollway_serving.ledger.sql import sqlite_insert, sqlite_upsert_rollup, sqlite_upsert_subject
 from tollway_serving.ledger.state import State, account_subject, decode, hold_from_row
@@ -160,7 +161,12 @@ class SqliteBackend:
             row = connection.execute(_ENTRY, (kind, entry_id)).fetchone()
             facts: EntryFacts | None = None if row is None else entry_facts(kind, row[0], row[1], row[2])
             self._entries.put(kind, entry_id, facts)
-        return Work(now, revision, subjects, holds, closed, self._entries.facts)
+        records = {}
+        for key in wanted.records:
+            row = connection.execute(record_sql.SQLITE["read"], record_sql.read_parameters(key)).fetchone()
+            if row is not None:
+                records[key] = record_from_row(row)
+        return Work(now, revision, subjects, holds, closed, self._entries.facts, records)
 
     @staticmethod
     def _write(connection: sqlite3.Connection, work: Work) -> None:
@@ -175,6 +181,9 @@ class SqliteBackend:
         if work.usage:
             connection.executemany(_USAGE, work.usage)
             connection.executemany(_ROLLUP, work.rollup_rows())
+        for change in work.record_changes:
+            name, parameters = record_sql.change(change)
+            connection.execute(record_sql.SQLITE[name], parameters)
 
 
 def _finish(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:

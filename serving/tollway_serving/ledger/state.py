@@ -11,6 +11,7 @@ from typing import Any, cast
 import orjson
 
 from tollway_serving.contract.units import Unit
+from tollway_serving.ledger.ops import Repeat
 from tollway_serving.ledger.periods import period_keys
 
 MINUTE_MS = 60_000
@@ -58,6 +59,7 @@ class Hold:
     monthly_limit: int | None  # the account's, as it was: settling fills it before the top-ups
     covered_output: int = 0
     covered_prompt: int | None = None
+    repeat: Repeat | None = None
 
     @property
     def tokens(self) -> int:
@@ -223,5 +225,16 @@ def hold_from_row(row: Mapping[str, Any]) -> Hold:
         deadline=row["deadline_ms"],
         covered_output=row["covered_output"],
         covered_prompt=row["covered_prompt"],
+        repeat=repeat_from_text(row["idempotency"]),
         **cast("dict[str, Any]", orjson.loads(row["body"])),
     )
+
+
+def repeat_to_text(repeat: Repeat | None) -> str | None:
+    return (
+        None if repeat is None else orjson.dumps([repeat.route, repeat.name, repeat.attempt, repeat.streamed]).decode()
+    )
+
+
+def repeat_from_text(text: str | None) -> Repeat | None:
+    return None if text is None else Repeat(*orjson.loads(text))

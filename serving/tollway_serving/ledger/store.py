@@ -12,14 +12,20 @@ from typing import Any, TypeVar, overload
 import sqlalchemy as sa
 import structlog
 
-from tollway_serving.ledger import catalogue, replicas, reports
+from tollway_serving.ledger import catalogue, replicas, reports, tidy
 from tollway_serving.ledger.backend import Backend
 from tollway_serving.ledger.backends import open_backend
 from tollway_serving.ledger.batch import Batcher
 from tollway_serving.ledger.database import Database
 from tollway_serving.ledger.ops import (
+    Begin,
+    Begun,
     Cover,
+    Forget,
+    Kept,
     LedgerUnavailable,
+    NotAgain,
+    Op,
     Receipt,
     Refused,
     Reserve,
@@ -87,7 +93,11 @@ class Store:
     def submit(self, op: Cover) -> "asyncio.Future[None]": ...
     @overload
     def submit(self, op: Settle) -> "asyncio.Future[Receipt]": ...
-    def submit(self, op: Reserve | Cover | Settle) -> "asyncio.Future[Any]":
+    @overload
+    def submit(self, op: Begin) -> "asyncio.Future[Begun | Kept | NotAgain]": ...
+    @overload
+    def submit(self, op: Forget) -> "asyncio.Future[None]": ...
+    def submit(self, op: Op) -> "asyncio.Future[Any]":
         return self._batcher.submit(op)
 
     @property
@@ -134,6 +144,10 @@ class Store:
         for charge_id in await self._database.read(replicas.expired_holds):
             receipt = await self._batcher.submit(Expire(charge_id))
             log.warning("ledger.hold_reaped", charge_id=charge_id, charged_micro=receipt.charged_micro)
+        for forget in await self._database.read(tidy.left_behind):
+            await self._batcher.submit(forget)
+        if await self._database.read(tidy.has_expired_answers):
+            await self._database.write(tidy.drop_expired_answers)
 
     @staticmethod
     async def _forever(step: Any, every_s: float) -> None:

@@ -11,10 +11,17 @@ from typing import Any
 import orjson
 
 from tollway_serving.contract.units import UNITS
+from tollway_serving.ledger import idempotency
 from tollway_serving.ledger.admit import Scope, admit, book, credits_left, rates
+from tollway_serving.ledger.idempotency import Change, Key, Record
 from tollway_serving.ledger.ops import (
+    Begin,
+    Begun,
     Cover,
+    Forget,
     HoldClosed,
+    Kept,
+    NotAgain,
     Receipt,
     Refused,
     Reserve,
@@ -33,12 +40,13 @@ from tollway_serving.ledger.state import (
     encode,
     give_back,
     hold_to_json,
+    repeat_to_text,
 )
 
 QUARTER_MS = 900_000
 
 Row = dict[str, Any]
-Result = Reserved | Refused | Stale | Receipt | Exception | None
+Result = Reserved | Refused | Stale | Receipt | Begun | Kept | NotAgain | Exception | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class Expire:
     charge_id: str
 
 
-AnyOp = Reserve | Cover | Settle | Expire
+AnyOp = Reserve | Cover | Settle | Begin | Forget | Expire
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +84,18 @@ class Needs:
     closing: set[str]  # those of `charges` whose receipt is wanted where there is no hold any more
     covering: set[str]
     entries: set[tuple[str, str]]
+    records: set[Key]
 
 
 def needs(ops: Iterable[AnyOp]) -> Needs:
-    found = Needs(set(), set(), set(), set(), set())
+    found = Needs(set(), set(), set(), set(), set(), set())
     for op in ops:
+        if isinstance(op, Begin | Forget):
+            # The account's row is also the lock of its records.
+            found.subjects.add(account_subject(op.account))
+            if isinstance(op, Begin):
+                found.records.add((op.account, op.route, op.name))
+            continue
         found.charges.add(op.charge_id)
         if isinstance(op, Settle | Expire):
             found.closing.add(op.charge_id)
@@ -118,11 +133,13 @@ class Work:
     holds: dict[str, Hold]
     closed: dict[str, Receipt]
     entries: Mapping[tuple[str, str], EntryFacts]
+    records: dict[Key, Record] = field(default_factory=dict)
     changed: set[str] = field(default_factory=set)
     opened: dict[str, Hold] = field(default_factory=dict)
     covered: dict[str, Hold] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
     usage: list[Row] = field(default_factory=list)
+    record_changes: list[Change] = field(default_factory=list)  # in their order
     _rollups: dict[tuple[object, ...], Row] = field(default_factory=dict)
 
     def run(self, ops: Sequence[AnyOp]) -> list[Result]:
@@ -138,6 +155,12 @@ class Work:
                 return None
             if isinstance(op, Settle):
                 return self._settle(op)
+            if isinstance(op, Begin):
+                return self._begin(op)
+            if isinstance(op, Forget):
+                key = (op.account, op.route, op.name)
+                self._change(idempotency.Drop(key, attempt=op.attempt))
+                return None
             hold = self.holds.get(op.charge_id)
             return self._receipt(op.charge_id) if hold is None else self._close(hold, last_known(hold))
         except (ValueError, HoldClosed, UnknownCharge) as error:
@@ -164,7 +187,8 @@ class Work:
         if isinstance(decision, Refused):
             return replace(decision, rates=rates(scopes, now))
         if replaced is not None:
-            self._close(replaced, Settle(replaced.charge_id, {}, "released"))
+            self._close(replaced, Settle(replaced.charge_id, {}, "released"), moved=True)
+        self._change(idempotency.point(op))
         book(scopes, decision, op, now)
         self.changed.add(account_subject(op.account))
         if narrowing is not None:
@@ -225,7 +249,22 @@ class Work:
             raise UnknownCharge(charge_id)
         return self.closed[charge_id]
 
-    def _close(self, hold: Hold, op: Settle) -> Receipt:
+    def _begin(self, op: Begin) -> Begun | Kept | NotAgain:
+        key = (op.account, op.route, op.name)
+        now = max(self.now, self.subjects[account_subject(op.account)].state.clock)
+        answer, record = idempotency.begin(op, self.records.get(key), now)
+        if record is not None:
+            self.records[key] = record
+        self._change(record)
+        return answer
+
+    def _change(self, change: Change | None) -> None:
+        if change is not None:
+            self.record_changes.append(change)
+
+    def _close(self, hold: Hold, op: Settle, *, moved: bool = False) -> Receipt:
+        """`moved`: another hold of the same request takes its place."""
+        op = idempotency.as_settled(hold, op)
         account = account_subject(hold.account)
         charge = settle(self.subjects[account].state, hold, op)
         now = max(self.now, self.subjects[account].state.clock)
@@ -239,6 +278,8 @@ class Work:
         if self.opened.pop(hold.charge_id, None) is None:
             self.ended.append(hold.charge_id)
         self._record(hold, op, charge, now)
+        if not moved:
+            self._change(idempotency.close(hold, op, charge, now))
         receipt = Receipt(hold.charge_id, charge.micro, charge.overrun, charge.counts)
         self.closed[hold.charge_id] = receipt
         return receipt
@@ -303,6 +344,7 @@ class Work:
                 "covered_output": hold.covered_output,
                 "covered_prompt": hold.covered_prompt,
                 "body": hold_to_json(hold),
+                "idempotency": repeat_to_text(hold.repeat),
             }
             for hold in self.opened.values()
         ]

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from tollway_serving.contract.units import charge_micro
 from tollway_serving.ledger import schema
 from tollway_serving.ledger.database import REPORT_LIMIT_S, Database, in_snapshot, now_ms
-from tollway_serving.ledger.periods import period_keys
+from tollway_serving.ledger.periods import key_bounds, period_keys
 from tollway_serving.ledger.state import Hold, State, account_subject, decode, hold_from_row
 from tollway_serving.ledger.transaction import QUARTER_MS, ROLLUP_KEY, ROLLUP_SUMS
 from tollway_serving.ledger.version import check_version
@@ -66,11 +66,12 @@ def verify_connection(connection: sa.Connection) -> Report:
         for row in connection.execute(sa.select(schema.subjects.c.id, schema.subjects.c.state))
     }
     report.subjects = len(stored)
-    books = Books(report, stored)
+    kept_from = connection.scalar(sa.select(schema.meta.c.value).where(schema.meta.c.name == "usage_from_ms")) or 0
+    books = Books(report, stored, kept_from)
     now = now_ms(connection)
     for mapping in connection.execute(sa.select(schema.holds)).mappings():
         books.hold(hold_from_row(dict(mapping)), now)
-    for charge in _usage_rows(connection):
+    for charge in _usage_rows(connection, kept_from):
         books.row(charge)
     for row in connection.execute(
         sa.select(schema.grants.c.account, sa.func.sum(schema.grants.c.micro).label("sum")).group_by(
@@ -80,15 +81,17 @@ def verify_connection(connection: sa.Connection) -> Report:
         books.expected(account_subject(row.account)).topup[0] = int(row.sum)
     _lifetimes(connection, books)
     books.compare()
-    _rollups(connection, report, books.sums)
+    _rollups(connection, report, books.sums, kept_from)
+    _answers(connection, report, kept_from)
     return report
 
 
 class Books:
     """Sums up rows and holds into the states that the subjects should have."""
 
-    def __init__(self, report: Report, stored: dict[str, State]) -> None:
+    def __init__(self, report: Report, stored: dict[str, State], kept_from: int) -> None:
         self._report = report
+        self._kept_from = kept_from
         self._stored = stored
         self._expected: dict[str, State] = {}
         self._held_ids: set[str] = set()
@@ -150,7 +153,8 @@ class Books:
         return state.counts.setdefault(key, {}).setdefault(model, {}).setdefault(unit, [0, 0])
 
     def compare(self) -> None:
-        """Past periods that a subject has forgotten are not compared: nothing is decided by them any more."""
+        """Past periods that a subject has forgotten, or whose rows are not kept any more, are not compared: nothing is
+        decided by them any more."""
         for name in sorted(self._expected.keys() | self._stored.keys()):
             want, have = self._expected.get(name, State()), self._stored.get(name)
             if have is None:
@@ -164,17 +168,22 @@ class Books:
                 if wanted != found:
                     self._report.problem(f"{name}: {what} are {found}, the rows say {wanted}")
             for month, pair in have.credits.items():
-                if pair != want.credits.get(month, [0, 0]):
+                if self._kept(month) and pair != want.credits.get(month, [0, 0]):
                     self._report.problem(
                         f"{name}: credits of {month} are {pair}, the rows say {want.credits.get(month)}"
                     )
             for key, models in have.counts.items():
+                if not self._kept(key):
+                    continue
                 wanted_models = _plain(want.counts.get(key, {}))
                 if _plain(models) != wanted_models:
                     self._report.problem(f"{name}: counts of {key} are {_plain(models)}, the rows say {wanted_models}")
             for key, models in want.counts.items():
                 if key not in have.counts and any(pair[1] for units in models.values() for pair in units.values()):
                     self._report.problem(f"{name}: holds of {key} are forgotten")
+
+    def _kept(self, period: str) -> bool:
+        return key_bounds(period)[0] >= self._kept_from
 
 
 def _plain(models: dict[str, dict[str, list[int]]]) -> dict[tuple[str, str], list[int]]:
@@ -186,11 +195,14 @@ def _subjects(account: str, key_subject: str | None) -> list[tuple[str, bool]]:
     return own if key_subject is None else [*own, (key_subject, True)]
 
 
-def _usage_rows(connection: sa.Connection) -> Iterator[sa.Row[Any]]:
+def _usage_rows(connection: sa.Connection, kept_from: int) -> Iterator[sa.Row[Any]]:
     """In pages by charge id, so that fifty million rows need no memory."""
     last, table = "", schema.usage
     while page := connection.execute(
-        sa.select(table).where(table.c.charge_id > last).order_by(table.c.charge_id).limit(_PAGE)
+        sa.select(table)
+        .where(table.c.charge_id > last, table.c.created_ms >= kept_from)
+        .order_by(table.c.charge_id)
+        .limit(_PAGE)
     ).all():
         yield from page
         last = page[-1].charge_id
@@ -210,9 +222,10 @@ def _lifetimes(connection: sa.Connection, books: Books) -> None:
         state.topup[1], state.trial[0] = int(row.topup), int(row.ok)
 
 
-def _rollups(connection: sa.Connection, report: Report, sums: dict[tuple[object, ...], Counter[str]]) -> None:
-    table, meta = schema.rollups, schema.meta
-    kept_from = connection.scalar(sa.select(meta.c.value).where(meta.c.name == "usage_from_ms")) or 0
+def _rollups(
+    connection: sa.Connection, report: Report, sums: dict[tuple[object, ...], Counter[str]], kept_from: int
+) -> None:
+    table = schema.rollups
     seen = set()
     for row in connection.execute(sa.select(table).where(table.c.quarter_ms >= kept_from)):
         dimensions = tuple(getattr(row, name) for name in ROLLUP_KEY)
@@ -222,3 +235,16 @@ def _rollups(connection: sa.Connection, report: Report, sums: dict[tuple[object,
             report.problem(f"roll-up {dimensions} is not the sum of its rows")
     for dimensions in sums.keys() - seen:
         report.problem(f"roll-up {dimensions} is missing")
+
+
+def _answers(connection: sa.Connection, report: Report, kept_from: int) -> None:
+    """An answer is kept for repetition if and only if it was charged, with the sum that was charged."""
+    table, usage = schema.idempotency, schema.usage
+    rows = connection.execute(
+        sa.select(table.c.charge_id, table.c.charged_micro, usage.c.charged_micro.label("row"))
+        .select_from(sa.outerjoin(table, usage, table.c.charge_id == usage.c.charge_id))
+        .where(table.c.state != "open", table.c.created_ms >= kept_from)
+    )
+    for row in rows:
+        if row.row != row.charged_micro:
+            report.problem(f"the answer of charge {row.charge_id} is kept for {row.charged_micro}, it cost {row.row}")

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from tollway_serving.ledger import schema
 from tollway_serving.ledger.ops import LedgerUnavailable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def check_version(connection: sa.Connection) -> None:

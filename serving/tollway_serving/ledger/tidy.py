@@ -1,0 +1,63 @@
+"""What has had its time: answers kept for a repeated POST, records that their gateway left open, and single calls older
+than the installation keeps them. Run every few seconds by `store` and `publish`, from any number of processes."""
+
+import sqlalchemy as sa
+
+from tollway_serving.ledger import schema
+from tollway_serving.ledger.database import now_ms
+from tollway_serving.ledger.ops import Forget
+from tollway_serving.ledger.periods import DAY_MS
+from tollway_serving.ledger.replicas import GRACE_MS
+
+MIN_USAGE_DAYS = 45
+"""Calls of the current month and week must be there: `verify` holds accounts against them."""
+
+_AT_ONCE = 500
+_ROWS_AT_ONCE = 5_000
+
+
+def left_behind(connection: sa.Connection) -> list[Forget]:
+    """For open records without a hold whose gateway fell silent, or that are older than a call can be."""
+    now, table, owners, holds = now_ms(connection), schema.idempotency, schema.replicas, schema.holds
+    joined = sa.outerjoin(table, owners, table.c.owner == owners.c.owner)
+    silent = sa.or_(owners.c.seen_ms.is_(None), owners.c.seen_ms < now - GRACE_MS)
+    wanted = (
+        sa.select(table.c.account, table.c.route, table.c.name, table.c.attempt)
+        .select_from(joined)
+        .where(table.c.state == "open", sa.or_(table.c.expires_ms < now, silent))
+        .where(~sa.exists().where(holds.c.charge_id == table.c.charge_id))
+    )
+    return [Forget(*row) for row in connection.execute(wanted.limit(_AT_ONCE))]
+
+
+def has_expired_answers(connection: sa.Connection) -> bool:
+    return connection.execute(_expired(connection).limit(1)).first() is not None
+
+
+def drop_expired_answers(connection: sa.Connection) -> int:
+    table = schema.idempotency
+    expired = _expired(connection).limit(_AT_ONCE)
+    where = sa.tuple_(table.c.account, table.c.route, table.c.name).in_(expired)
+    return connection.execute(sa.delete(table).where(where)).rowcount
+
+
+def _expired(connection: sa.Connection) -> sa.Select[tuple[str, str, str]]:
+    table = schema.idempotency
+    return sa.select(table.c.account, table.c.route, table.c.name).where(
+        table.c.expires_ms < now_ms(connection), table.c.state != "open"
+    )
+
+
+def drop_usage(connection: sa.Connection, days: int) -> int:
+    """Single calls from more than `days` days ago, some thousands at a time; the roll-ups stay. Answers how many went,
+    0: none is left. ValueError for fewer than MIN_USAGE_DAYS."""
+    if days < MIN_USAGE_DAYS:
+        raise ValueError(f"must be at least {MIN_USAGE_DAYS}")
+    meta, table = schema.meta, schema.usage
+    now = now_ms(connection)
+    before = now - now % DAY_MS - days * DAY_MS
+    known = meta.c.name == "usage_from_ms"
+    if (connection.scalar(sa.select(meta.c.value).where(known)) or 0) < before:
+        connection.execute(sa.update(meta).where(known).values(value=before))
+    oldest = sa.select(table.c.charge_id).where(table.c.created_ms < before).order_by(table.c.created_ms)
+    return connection.execute(sa.delete(table).where(table.c.charge_id.in_(oldest.limit(_ROWS_AT_ONCE)))).rowcount
