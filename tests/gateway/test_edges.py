@@ -274,6 +274,8 @@ def test_every_route_names_its_meter() -> None:
         ("POST", "/embeddings"): ("requests", "input_tokens"),
         ("GET", "/models"): (),
         ("GET", "/models/{id}"): (),
+        ("GET", "/usage"): (),
+        ("POST", "/usage/completions"): (),
         ("GET", "/healthz"): (),
         ("GET", "/readyz"): (),
         ("GET", "/docs"): (),

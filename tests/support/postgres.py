@@ -54,10 +54,11 @@ class Server:
 
 
 @contextmanager
-def server(*, fsync: bool = False) -> Iterator[Server]:
-    """Without `fsync` it outlives its own crashes, though not the machine's: quick, and nothing here ends machines."""
-    with tempfile.TemporaryDirectory(prefix="tollway-pg-", dir=None if fsync else MEMORY) as folder:
-        base = Path(folder)
+def server(*, fsync: bool = False, folder: Path | None = None) -> Iterator[Server]:
+    """Without `fsync` it outlives its own crashes, though not the machine's: quick, and nothing here ends machines.
+    It lives in memory then, or in `folder`."""
+    with tempfile.TemporaryDirectory(prefix="tollway-pg-", dir=folder or (None if fsync else MEMORY)) as made:
+        base = Path(made)
         binaries = _binaries()
         if os.geteuid() == 0:
             os.chown(base, *_account())
