@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from tollway_serving.contract.catalogue import Capability, Endpoint, TokenBound
+from tollway_serving.contract.sources import SCHEMES
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ ENGINES: dict[str, EngineFacts] = {
         output_tokens=1024,
         slots=4,
         token_bound=TokenBound(fixed=64),  # a chat template may bring a system message of its own
-        sources=("package",),
+        sources=SCHEMES,
         args={
             "threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512),
             "parallel": Arg("integer", "requests worked on at once; memory grows with it", 1, 64),

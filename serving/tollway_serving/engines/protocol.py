@@ -94,6 +94,7 @@ class EngineArgs:
     output_tokens: int = 1024  # the answer's limit where the request names none
     slots: int = 4  # requests worked on at once
     queued_requests: int = 100  # requests that may wait for a slot; one more is answered 503
+    source_secret: str | None = None  # NAMESPACE_SECRET of source.secretRef: files that the loader reads
 
 
 @dataclass(frozen=True, slots=True)
