@@ -64,6 +64,9 @@ async def execute(
     if plan.provider_keys is not None:
         wanted = plan.provider_keys
         workers.submit("provider_keys", lambda: objects.sync_provider_keys(wanted))
+    if plan.source_keys is not None:
+        loaders = plan.source_keys
+        workers.submit("source_keys", lambda: objects.sync_source_keys(loaders))
     remembered = True
     if plan.remember is not None:
         try:

@@ -24,6 +24,7 @@ from tollway_operator.keys import KEY_FIELD, MANAGED_BY, OWNER_LABEL, URL_FIELD,
 from tollway_operator.ports import Raw, SecretView, Snapshot
 from tollway_operator.resources import AnyResource, ApiKey, ModelDeployment, check_update, spec_of
 from tollway_operator.resources.load import SUFFIXES, Files, Loaded, LoadedSecret, load
+from tollway_serving.contract.sources import LOADER_ENTRIES
 
 log = structlog.get_logger(__name__)
 
@@ -125,6 +126,12 @@ class FilesObjects:
             self._snapshot = None
 
     async def sync_provider_keys(self, wanted: Mapping[str, tuple[str, str, str]]) -> None:
+        await self._copy("providers", wanted)
+
+    async def sync_source_keys(self, wanted: Mapping[str, tuple[str, str, str]]) -> None:
+        await self._copy("sources", wanted)
+
+    async def _copy(self, folder: str, wanted: Mapping[str, tuple[str, str, str]]) -> None:
         async with self._lock:
             values = await asyncio.to_thread(self._all_values)
             found = {}
@@ -132,7 +139,7 @@ class FilesObjects:
                 value = values.get((namespace, name), {}).get(key)
                 if value is not None:
                     found[file] = value.strip() + b"\n"
-            await asyncio.to_thread(self._folder.write_providers, found)
+            await asyncio.to_thread(self._folder.write_copies, folder, found)
 
     # Files
 
@@ -287,6 +294,9 @@ class FilesObjects:
     def _references(self) -> list[tuple[str, str, str]]:
         found = []
         for resource in self._resources.values():
+            if isinstance(resource, ModelDeployment) and resource.spec.source and resource.spec.source.secret_ref:
+                name = resource.spec.source.secret_ref.name
+                found += [(resource.namespace, name, entry) for entry in LOADER_ENTRIES]
             reference = None
             if isinstance(resource, ApiKey):
                 reference = resource.spec.secret_ref

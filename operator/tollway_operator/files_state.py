@@ -6,6 +6,7 @@ calls, one folder, one writer (`tollway up` holds the folder's lock).
     status/KIND/NAMESPACE/NAME.json   what `kubectl get -o yaml` would show as status
     memory.json                       the last good application configs
     platform/providers/NAME           providers' keys for the gateways
+    platform/sources/NAME             what models' loaders read
 """
 
 import json
@@ -55,7 +56,8 @@ class StateFolder:
         self.dirty = False  # an identity is not saved yet
 
     def open(self) -> None:
-        for folder in (self.root, self.root / "secrets", self.root / "platform", self.root / "platform" / "providers"):
+        platform = self.root / "platform"
+        for folder in (self.root, self.root / "secrets", platform, platform / "providers", platform / "sources"):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         known = self._read_json("objects.json")
         memory = self._read_json("memory.json")
@@ -143,16 +145,16 @@ class StateFolder:
     def _status_file(self, kind: str, namespace: str, name: str) -> Path:
         return self.root / "status" / kind / namespace / f"{name}.json"
 
-    # Providers' keys
+    # Copies of Secrets' entries
 
-    def write_providers(self, values: Mapping[str, bytes]) -> None:
-        """Makes platform/providers hold exactly these."""
-        folder = self.root / "platform" / "providers"
+    def write_copies(self, name: str, values: Mapping[str, bytes]) -> None:
+        """Makes platform/NAME hold exactly these."""
+        folder = self.root / "platform" / name
         for file in folder.iterdir():
             if file.name not in values:
                 file.unlink()
-        for name, value in values.items():
-            file = folder / name
+        for entry, value in values.items():
+            file = folder / entry
             if not file.exists() or file.read_bytes() != value:
                 write_file(file, value)
 

@@ -12,7 +12,7 @@ from typing import Any
 import structlog
 
 from tollway_operator.builders.applications import same
-from tollway_operator.builders.pod_states import addresses, by_group, pool_statuses, ready_pods
+from tollway_operator.builders.pod_states import addresses, by_group, gpu_memory, pool_statuses, ready_pods
 from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL, Demand
 from tollway_operator.builders.ray_cluster import (
     API_VERSION,
@@ -135,8 +135,10 @@ class KubeRay:
         await self._clean_up(clusters, active)
         live, groups = clusters[active], by_group(pods, active)
         label = self._settings.models.accelerator_label
+        nodes = await self._list_nodes(demands)
         return PlatformStatus(
-            pools=pool_statuses(demands, groups, live, await self._list_nodes(demands), label),
+            pools=pool_statuses(demands, groups, live, nodes, label),
+            gpu_mib=gpu_memory(nodes, label, self._settings.models.gpu_memory_label),
             problem=str((live.get("status") or {}).get("reason") or ""),
             upgrade=upgrade,
         )

@@ -50,6 +50,7 @@ class ModelPods(_Base):
     engine_images: dict[str, str] = {}
     gpu_resource: str = "nvidia.com/gpu"
     accelerator_label: str = "nvidia.com/gpu.product"
+    gpu_memory_label: str = "nvidia.com/gpu.memory"
     gpu_tolerations: tuple[Toleration, ...] = ({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"},)
     cache: dict[str, Any] = Field(default_factory=lambda: {"emptyDir": {}})
     """A volume's source: where loaded weights are kept. With a claim or a hostPath, they outlive the pod."""
@@ -88,6 +89,7 @@ class KubeRaySettings(_Base):
     ledger_secret: str = "tollway-ledger"  # noqa: S105 - a name
     ledger_key: str = "database-url"
     providers_secret: str = "tollway-providers"  # noqa: S105 - a name
+    sources_secret: str = "tollway-sources"  # noqa: S105 - a name
     head: Pods = Pods(cpu="1", memory="4Gi")
     gateway: GatewayPods = GatewayPods()
     models: ModelPods = ModelPods()
@@ -104,6 +106,7 @@ class KubeRaySettings(_Base):
             cpu_milli=quantities.whole_quantity(self.models.cpu, 1000),
             memory_bytes=quantities.whole_quantity(self.models.memory),
             tolerations=self.models.gpu_tolerations,
+            namespace=self.namespace,
         )
 
 

@@ -76,7 +76,9 @@ class _Operator:
         settings = self._settings
         api = Api(access.session(), access.server)
         objects = ClusterObjects(
-            api, settings.namespaces, Names(settings.namespace, settings.memory_name, settings.providers_secret)
+            api,
+            settings.namespaces,
+            Names(settings.namespace, settings.memory_name, settings.providers_secret, settings.sources_secret),
         )
         identity = settings.identity or f"{socket.gethostname()}_{uuid.uuid4().hex[:8]}"
         lease = Lease(api, settings.namespace, settings.lease_name, identity, settings.lease_seconds)

@@ -34,6 +34,7 @@ class OperatorSettings:
     lease_name: str = "tollway-operator"
     lease_seconds: float = 15.0
     providers_secret: str = "tollway-providers"  # noqa: S105 - a name
+    sources_secret: str = "tollway-sources"  # noqa: S105 - a name
     memory_name: str = "tollway-memory"
     log_level: str = "info"
 
@@ -90,6 +91,7 @@ def settings_from_env(env: Mapping[str, str]) -> OperatorSettings:
         lease_name=read("LEASE_NAME", "tollway-operator", str),
         lease_seconds=read("LEASE_SECONDS", 15.0, _lease_seconds),
         providers_secret=read("PROVIDERS_SECRET", "tollway-providers", str),
+        sources_secret=read("SOURCES_SECRET", "tollway-sources", str),
         memory_name=read("MEMORY_NAME", "tollway-memory", str),
         log_level=read("LOG_LEVEL", "info", _log_level),
     )

@@ -32,6 +32,7 @@ class Plan:
     publish: Catalogue | None = None
     keys: tuple[KeyAction, ...] = ()
     provider_keys: Mapping[str, tuple[str, str, str]] | None = None
+    source_keys: Mapping[str, tuple[str, str, str]] | None = None
     remember: Memory | None = None
     put: tuple[Mapping[str, Any], ...] | None = None
     changed_apps: tuple[str, ...] = ()  # of `put`: what differs from what Ray has
@@ -43,7 +44,13 @@ class Plan:
 
 
 def decide(
-    observed: Observed, desired: Desired, settings: Settings, *, repair: bool, provider_keys_known: bool
+    observed: Observed,
+    desired: Desired,
+    settings: Settings,
+    *,
+    repair: bool,
+    provider_keys_known: bool,
+    source_keys_known: bool = True,
 ) -> Plan:
     """`repair`: look also where no difference can be seen from here (a full pass)."""
     details: list[str] = []
@@ -54,11 +61,16 @@ def decide(
         providers = desired.provider_keys
         if providers and not provider_keys_known:
             details.append(f"copy {len(providers)} provider keys")
+    sources = None
+    if repair or not source_keys_known:
+        sources = desired.source_keys
+        if sources and not source_keys_known:
+            details.append(f"copy {len(sources)} entries of sources' Secrets")
     remember = desired.rollout.memory if desired.rollout.memory != observed.memory else None
     if remember is not None:
         details.append("remember the state of applications")
     put, changed = _put(observed, desired, details)
-    return Plan(publish, keys, providers, remember, put, changed, tuple(details))
+    return Plan(publish, keys, providers, sources, remember, put, changed, tuple(details))
 
 
 def _publish(observed: Observed, desired: Desired, details: list[str]) -> Catalogue | None:

@@ -30,6 +30,9 @@ class PlatformStatus:
     problem: str = ""
     """What keeps the whole platform from being as it should, in a sentence."""
 
+    gpu_mib: Mapping[str, int] = field(default_factory=dict)
+    """Memory of a GPU, by accelerator, as nodes say it."""
+
     upgrade: str = ""
     """A second Ray cluster is coming up to replace the serving one: what it still waits for."""
 

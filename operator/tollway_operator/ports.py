@@ -94,6 +94,9 @@ class Objects(Protocol):
     async def sync_provider_keys(self, wanted: Mapping[str, tuple[str, str, str]]) -> None:
         """Copies provider keys to where gateways read them: {file name: (namespace, secret, key)}."""
 
+    async def sync_source_keys(self, wanted: Mapping[str, tuple[str, str, str]]) -> None:
+        """The same for what models' loaders read (spec.source.secretRef)."""
+
 
 @dataclass(frozen=True, slots=True)
 class AppStatus:

@@ -125,6 +125,7 @@ class Reconciler:
         self._usage: Mapping[str, AccountUsage] = {}
         self._accounts: Mapping[str, str] = {}
         self._providers: Mapping[str, tuple[str, str, str]] | None = None
+        self._sources: Mapping[str, tuple[str, str, str]] | None = None
         self._repaired_at: float | None = None
         self._settled = False
         self._next_at: int | None = None  # when something changes by itself, seconds since the epoch
@@ -154,7 +155,15 @@ class Reconciler:
         if self._platform is not None and desired.demands is not None:
             self._platform.want(desired.demands)
         known = self._providers == desired.provider_keys and self._workers.failure("provider_keys") is None
-        plan = decide(observed, desired, self._settings, repair=repair, provider_keys_known=known)
+        loaders_known = self._sources == desired.source_keys and self._workers.failure("source_keys") is None
+        plan = decide(
+            observed,
+            desired,
+            self._settings,
+            repair=repair,
+            provider_keys_known=known,
+            source_keys_known=loaders_known,
+        )
         executed = await self._execute(plan, observed)
         await self._workers.rest(_REST)
         outcome = self._outcome(observed, executed)
@@ -238,6 +247,8 @@ class Reconciler:
             self._published = plan.publish if executed.published else None
         if plan.provider_keys is not None:
             self._providers = plan.provider_keys
+        if plan.source_keys is not None:
+            self._sources = plan.source_keys
         if plan.remember is not None:
             self._memory = plan.remember
         self._unremembered = not executed.remembered

@@ -36,6 +36,7 @@ class MemoryObjects:
         self.memory: dict[str, str] = {}
         self.events: list[tuple[str, str, str, str]] = []
         self.providers: dict[str, tuple[str, str, str]] = {}
+        self.sources: dict[str, tuple[str, str, str]] = {}
         self.complete = True
         self.fail: dict[str, Exception] = {}
         self.fail_for: dict[tuple[str, str], Exception] = {}  # by (method, object or Secret name)
@@ -179,6 +180,10 @@ class MemoryObjects:
     async def sync_provider_keys(self, wanted: Mapping[str, tuple[str, str, str]]) -> None:
         await self._enter("sync_provider_keys", "")
         self.providers = dict(wanted)
+
+    async def sync_source_keys(self, wanted: Mapping[str, tuple[str, str, str]]) -> None:
+        await self._enter("sync_source_keys", "")
+        self.sources = dict(wanted)
 
     async def _enter(self, method: str, name: str) -> None:
         self.calls.append((method, name))

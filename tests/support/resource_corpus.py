@@ -19,6 +19,8 @@ MODEL_ID = "an id starts with a letter or digit and goes on with letters, digits
 NAME = "a name has lower-case letters, digits, - and ., and starts and ends with a letter or digit"
 ROTATION = "every is at least 1h, and overlap (24h if absent) is shorter than every"
 REMOTE_ONLY = "a remote model takes no source, resources or autoscaling"
+ADAPTER = {"uri": "hf://a/b", "adapterOf": "base"}
+ADAPTER_ONLY = "an adapter runs in its base: it takes no resources, autoscaling, engine.image or engine.args"
 REMOTE_BOTH = "engine.name: remote and the field remote go together; write both or neither"
 OWN_FALLBACK = "a model can't be its own fallback"
 DATE_TIME = "must be of type date-time"
@@ -103,6 +105,12 @@ GOOD = [
     Good("key-suspended", AK, ak(state="Suspended")),
     Good("key-expires-with-offset", AK, ak(expiresAt="2027-02-20t00:00:00.123456+02:00")),
     Good("key-expires-with-odd-offset", AK, ak(expiresAt="2027-02-20T00:00:00+25:00")),
+    Good("adapter", MD, md(source=ADAPTER)),
+    Good(
+        "adapter-with-empty-args",
+        MD,
+        {"engine": {"name": "vllm", "args": {}}, "source": {**ADAPTER, "secretRef": {"name": "s"}}},
+    ),
     Good("key-leap-day", AK, ak(expiresAt="2028-02-29T23:59:59Z")),
     Good("key-rotates", AK, ak(rotation={"every": "1h", "overlap": "59m"})),
     Good("key-overlap-alone", AK, ak(rotation={"overlap": "1000h"})),
@@ -186,6 +194,13 @@ BAD = [
     Bad("namespace-glob", PLAN, {"allowedNamespaces": ["team-*"]}, "spec.allowedNamespaces[0]", 'write a namespace, or "*" for all'),
     Bad("uri-scheme", MD, md(source={"uri": "http://a"}), "spec.source.uri", "write package://, hf://, s3://, pvc:// or https://"),
     Bad("uri-space", MD, md(source={"uri": "hf://a b"}), "spec.source.uri", "write package://, hf://, s3://, pvc:// or https://"),
+    Bad("adapter-without-uri", MD, md(source={"adapterOf": "base"}), "spec.source", "an adapter needs uri"),
+    Bad("adapter-with-resources", MD, md(source=ADAPTER, resources={"gpus": 1}), "spec", ADAPTER_ONLY),
+    Bad("adapter-with-autoscaling", MD, md(source=ADAPTER, autoscaling={}), "spec", ADAPTER_ONLY),
+    Bad("adapter-with-args", MD, {"engine": {"name": "vllm", "args": {"seed": 1}}, "source": ADAPTER}, "spec", ADAPTER_ONLY),
+    Bad("adapter-with-image", MD, {"engine": {"name": "vllm", "image": "a"}, "source": ADAPTER}, "spec", ADAPTER_ONLY),
+    Bad("own-adapter", MD, md(source={"uri": "hf://a/b", "adapterOf": "x"}), "", "a model can't be its own adapter"),
+    Bad("own-adapter-by-id", MD, md(modelId="base", source=ADAPTER), "", "a model can't be its own adapter"),
     Bad("url-scheme", MD, {**REMOTE, "remote": {"url": "example.com"}}, "spec.remote.url", "write an http:// or https:// address"),
     Bad("url-query", MD, {**REMOTE, "remote": {"url": "https://a/v1?key=b"}}, "spec.remote.url", "write an http:// or https:// address"),
     Bad("header-injection", MD, {**REMOTE, "remote": {**REMOTE["remote"], "headers": [{"name": "a", "value": "b\r\nc: d"}]}}, "spec.remote.headers[0].value", "a header's value has printable ASCII characters only"),

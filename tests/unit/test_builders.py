@@ -3,64 +3,20 @@
 from typing import Any
 
 import pytest
-from support.ports import MemoryObjects
+from support.built import CLUSTER, NOW, Objects, key, model, plan, reason
 from support.world import llama, on
 
-from tollway_operator.builders.desired import Desired, build
+from tollway_operator.builders.desired import Desired
 from tollway_operator.builders.states import last_line
-from tollway_operator.builders.views import KeyView, ModelView, PlanView
-from tollway_operator.keys import KEY_FIELD, OWNER_LABEL, describe, generate
-from tollway_operator.observed import Observed, Parser
-from tollway_operator.ports import AppStatus, RayStatus, SecretView, Snapshot
+from tollway_operator.keys import describe, generate
+from tollway_operator.ports import AppStatus, RayStatus, SecretView
 from tollway_operator.settings import Settings
 from tollway_serving.contract.catalogue import Catalogue
-
-EMBEDDED = Settings(base_url="http://localhost/v1", embedded=True)
-CLUSTER = Settings(base_url="http://localhost/v1")
-NOW = 1_800_000_000
-
-
-class Objects(MemoryObjects):
-    def secret_view(self, name: str, value: str, owner: str | None = None) -> SecretView:
-        uid = self.objects["ApiKey", "ml", owner].uid if owner else None
-        labels = {OWNER_LABEL: owner} if owner else {}
-        return SecretView("ml", name, f"uid-{name}", labels, uid, NOW - 100, {KEY_FIELD: describe(value)})
-
-    def built(self, settings: Settings = EMBEDDED, secrets: tuple[SecretView, ...] = (), **observed: Any) -> Desired:
-        views = {(view.namespace, view.name): view for view in secrets}
-        found = Parser().parse(Snapshot(tuple(self.objects.values()), views, {}))
-        fields: dict[str, Any] = {"published": Catalogue(), "secrets": views, **observed}
-        return build(
-            Observed(
-                now=NOW,
-                models=tuple(found["ModelDeployment"]),
-                plans=tuple(found["Plan"]),
-                keys=tuple(found["ApiKey"]),
-                **fields,
-            ),
-            settings,
-        )
 
 
 @pytest.fixture
 def objects() -> Objects:
     return Objects()
-
-
-def model(desired: Desired, name: str) -> ModelView:
-    return next(view for view in desired.views.models if view.parsed.raw.name == name)
-
-
-def plan(desired: Desired, name: str = "pro") -> PlanView:
-    return next(view for view in desired.views.plans if view.parsed.raw.name == name)
-
-
-def key(desired: Desired, name: str = "ci") -> KeyView:
-    return next(view for view in desired.views.keys if view.parsed.raw.name == name)
-
-
-def reason(view: ModelView | PlanView | KeyView) -> str | None:
-    return view.refused.reason if view.refused else None
 
 
 # Ids
@@ -111,7 +67,7 @@ def test_aliases_lose_to_model_ids_and_to_older_aliases(objects: Objects) -> Non
         (llama(engine={"name": "llamacpp", "args": {"thread": 2}}), "InvalidArgs", "threads"),
         (llama(engine={"name": "llamacpp", "args": {"threads": "two"}}), "InvalidArgs", "a whole number"),
         (llama(engine={"name": "llamacpp", "args": {"threads": 0}}), "InvalidArgs", "from 1 to"),
-        (llama("hf://Qwen/Qwen3"), "InvalidArgs", "package://"),
+        ({"engine": {"name": "minilm"}, "source": {"uri": "hf://a/b"}}, "InvalidArgs", "minilm loads package://"),
         ({"engine": {"name": "llamacpp"}}, "InvalidArgs", "missing"),
         (llama(endpoints=["Embeddings"]), "InvalidArgs", "ChatCompletions"),
         (
@@ -120,7 +76,7 @@ def test_aliases_lose_to_model_ids_and_to_older_aliases(objects: Objects) -> Non
             "only ChatCompletions, Completions, Embeddings",
         ),
         (llama(capabilities=["AudioInput"]), "InvalidArgs", "AudioInput"),
-        ({**llama(), "source": {"uri": "package://x", "secretRef": {"name": "s"}}}, "UnsupportedField", "secretRef"),
+        ({**llama(), "source": {"uri": "package://x", "secretRef": {"name": "s"}}}, "InvalidArgs", "needs no Secret"),
         (
             {"engine": {"name": "remote"}, "remote": {"url": "https://x/v1", "protocol": "Gemini"}},
             "UnsupportedField",

@@ -6,6 +6,7 @@
 {{- define "tollway.operator" -}}{{ include "tollway.name" . }}-operator{{- end }}
 {{- define "tollway.platformSecret" -}}{{ .Values.platformSecret.existing | default (printf "%s-platform" (include "tollway.name" .)) }}{{- end }}
 {{- define "tollway.providersSecret" -}}{{ include "tollway.name" . }}-providers{{- end }}
+{{- define "tollway.sourcesSecret" -}}{{ include "tollway.name" . }}-sources{{- end }}
 {{- define "tollway.ledgerSecret" -}}{{ .Values.ledger.existingSecret | default (printf "%s-ledger" (include "tollway.name" .)) }}{{- end }}
 {{- define "tollway.ledgerKey" -}}{{ if .Values.ledger.existingSecret }}{{ .Values.ledger.existingSecretKey }}{{ else }}database-url{{ end }}{{- end }}
 {{- define "tollway.managesRay" -}}{{ if not .Values.ray.existingAddress }}true{{ end }}{{- end }}

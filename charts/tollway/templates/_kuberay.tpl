@@ -13,6 +13,7 @@ labels:
 env: {{ toJson $ray.env }}
 platformSecret: {{ include "tollway.platformSecret" . }}
 providersSecret: {{ include "tollway.providersSecret" . }}
+sourcesSecret: {{ include "tollway.sourcesSecret" . }}
 ledgerSecret: {{ include "tollway.ledgerSecret" . }}
 ledgerKey: {{ include "tollway.ledgerKey" . }}
 head: {{ toJson $ray.head }}

@@ -6,11 +6,12 @@ nulls, no defaults, times as floats.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL
+from tollway_operator.builders.sources import loader_secret
 from tollway_operator.builders.views import ModelView
 from tollway_operator.ports import Kind
 from tollway_operator.settings import Settings
@@ -63,18 +64,18 @@ def gateway(settings: Settings) -> App:
     return App(GATEWAY_APP, config)
 
 
-def model(view: ModelView, settings: Settings) -> App | None:
-    """None where it needs no application."""
+def model(view: ModelView, adapters: Sequence[ModelView], settings: Settings) -> App | None:
+    """None where it needs no application of its own. `adapters` are the models that run in this one."""
     raw = view.parsed.raw
-    if view.app is None:
+    if view.app is None or view.app != model_app(raw.namespace, raw.name):
         return None
     resource, facts, entry = view.parsed.resource, view.facts, view.entry
     if view.refused or view.unscheduled or resource is None or facts is None or entry is None:
         return App(view.app, None, raw.generation, raw.key)
     spec = resource.spec
     total = entry.timeouts.total_ms / 1000
-    parallel = spec.engine.args.get("parallel")
-    slots = parallel if isinstance(parallel, int) else facts.slots
+    written = spec.engine.args.get(facts.slots_arg) if facts.slots_arg else None
+    slots = written if isinstance(written, int) else facts.slots
     deployment: dict[str, Any] = {
         "name": MODEL_DEPLOYMENT,
         "max_ongoing_requests": slots,
@@ -83,6 +84,8 @@ def model(view: ModelView, settings: Settings) -> App | None:
         "graceful_shutdown_timeout_s": total + _SHUTDOWN_MARGIN,
         "ray_actor_options": _actor_options(view, settings),
     }
+    if facts.workers:
+        deployment.update(_workers(view, settings))
     scaling = spec.scaling
     if scaling.min_replicas == scaling.max:
         deployment["num_replicas"] = scaling.max
@@ -95,22 +98,66 @@ def model(view: ModelView, settings: Settings) -> App | None:
             "upscale_delay_s": scaling.scale_up_delay_ms / 1000,
             "downscale_delay_s": scaling.scale_down_delay_ms / 1000,
         }
+    args: dict[str, Any] = {
+        "name": f"{raw.namespace}.{raw.name}",
+        "model_id": view.model_id,
+        "source": spec.source.uri if spec.source else None,
+        "args": dict(spec.engine.args),
+        "context_tokens": entry.context_tokens,
+        "output_tokens": entry.output_tokens,
+        "slots": slots,
+    }
+    if secret := loader_secret(resource):
+        args["source_secret"] = secret
+    if spec.pod.gpus and facts.workers and not settings.embedded:
+        args |= {"gpus": spec.pod.gpus, "pods": spec.pod.pods}
+    if loaded := {other.model_id: _adapter(other) for other in adapters if other.parsed.resource is not None}:
+        args["adapters"] = True  # the first one restarts the model; more come and go while it runs
+        deployment["user_config"] = {"adapters": loaded}
     config = {
         "name": view.app,
         "route_prefix": model_route(raw.namespace, raw.name),
         "import_path": facts.import_path,
-        "args": {
-            "name": f"{raw.namespace}.{raw.name}",
-            "model_id": view.model_id,
-            "source": spec.source.uri if spec.source else None,
-            "args": dict(spec.engine.args),
-            "context_tokens": entry.context_tokens,
-            "output_tokens": entry.output_tokens,
-            "slots": slots,
-        },
+        "args": args,
         "deployments": [deployment],
     }
     return App(model_app(raw.namespace, raw.name), config, raw.generation, raw.key, total)
+
+
+def _adapter(view: ModelView) -> dict[str, Any]:
+    """What the model's replica is told of an adapter."""
+    resource = view.parsed.resource
+    assert resource is not None  # noqa: S101 - the caller has looked
+    assert resource.spec.source is not None  # noqa: S101 - else it were no adapter
+    told: dict[str, Any] = {"source": resource.spec.source.uri}
+    if secret := loader_secret(resource):
+        told["secret"] = secret
+    return told
+
+
+def _workers(view: ModelView, settings: Settings) -> dict[str, Any]:
+    """A placement group: the engine starts a worker for each GPU in it, and the replica sits beside the first one. In
+    pods of ours it takes all of their logical CPUs and GPUs, so that no other replica gets in between."""
+    resource = view.parsed.resource
+    assert resource is not None  # noqa: S101 - the caller has looked
+    pod = resource.spec.pod
+    options = _actor_options(view, settings)
+    gpus = 0 if settings.embedded else pod.gpus
+    if not gpus:
+        return {"placement_group_bundles": [{"CPU": options["num_cpus"]}], "placement_group_strategy": "PACK"}
+    cpus = float(view.pool.cpus) if view.pool is not None else options["num_cpus"] + gpus
+    first = {"CPU": cpus - (gpus - 1), "GPU": 1.0}
+    others = [{"CPU": 1.0, "GPU": 1.0} for _ in range(gpus * pod.pods - 1)]
+    group: dict[str, Any] = {
+        "placement_group_bundles": [first, *others],
+        "placement_group_strategy": "STRICT_PACK" if pod.pods == 1 else "PACK",
+        "ray_actor_options": {**options, "num_cpus": 1.0},
+    }
+    group["ray_actor_options"].pop("num_gpus", None)  # its workers have them
+    group["ray_actor_options"].pop("memory", None)
+    if view.pool is not None:
+        group["placement_group_bundle_label_selector"] = [view.pool.label_selector] * (len(others) + 1)
+    return group
 
 
 def _actor_options(view: ModelView, settings: Settings) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from tollway_operator.builders.models import build_models
 from tollway_operator.builders.plans import build_plans
 from tollway_operator.builders.pools import Demand, demands
 from tollway_operator.builders.rollout import Rollout, roll_out
+from tollway_operator.builders.sources import needs, secret_files
 from tollway_operator.builders.states import AppView, app_view
 from tollway_operator.builders.views import ModelView, Views
 from tollway_operator.observed import Observed
@@ -33,6 +34,7 @@ class Desired:
     apps: Mapping[str, AppView] = field(default_factory=dict)  # by application, as it is now
     demands: tuple[Demand, ...] | None = None  # pods for models; None: nobody makes any, or not all objects are known
     provider_keys: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
+    source_keys: Mapping[str, tuple[str, str, str]] = field(default_factory=dict)
     kept_keys: int = 0  # absent keys that the guard keeps
 
 
@@ -48,7 +50,10 @@ def build(observed: Observed, settings: Settings) -> Desired:
         view.app: app_view(view.app, observed.ray, before.get(view.parsed.full_name)) for view in models if view.app
     }
     wanted = [applications.gateway(settings)]
-    wanted += [app for view in models if (app := applications.model(view, settings)) is not None]
+    for view in models:
+        adapters = [other for other in models if other.base == view.parsed.full_name]
+        if (app := applications.model(view, adapters, settings)) is not None:
+            wanted.append(app)
     catalogue, kept = _catalogue(views, apps, observed, settings)
     return Desired(
         views=views,
@@ -57,8 +62,14 @@ def build(observed: Observed, settings: Settings) -> Desired:
         apps=apps,
         demands=_demands(models, observed, settings),
         provider_keys=dict(view.provider_key for view in models if view.provider_key),
+        source_keys=secret_files(_loaders(models, observed)),
         kept_keys=kept,
     )
+
+
+def _loaders(models: tuple[ModelView, ...], observed: Observed) -> tuple[tuple[str, str, tuple[str, ...]], ...]:
+    """The Secrets of all sources. Of a model that is not accepted now, what runs may start again and needs its own."""
+    return needs((view.parsed.resource for view in models if view.parsed.resource is not None), observed).secrets
 
 
 def _models_url(observed: Observed, settings: Settings) -> str:
@@ -77,8 +88,11 @@ def _demands(models: tuple[ModelView, ...], observed: Observed, settings: Settin
     """Of models that are not accepted now, what still runs keeps its pods: its application names their pool."""
     if settings.pods is None or not observed.complete:
         return None
-    wanted = [view.parsed.resource for view in models if view.pool is not None and view.parsed.resource is not None]
-    return demands(wanted, settings.pods)
+    return demands(
+        (view.parsed.resource, view.pool)
+        for view in models
+        if view.pool is not None and view.parsed.resource is not None
+    )
 
 
 def _catalogue(

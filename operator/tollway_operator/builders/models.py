@@ -1,14 +1,16 @@
 """ModelDeployments: which are accepted, and their catalogue entries. Called by `desired`."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 
+from tollway_operator.builders.checks import capabilities, context_tokens, fits, listed, problem
 from tollway_operator.builders.identity import Ids, model_id, permits
 from tollway_operator.builders.pools import pool_of
+from tollway_operator.builders.sources import needs
 from tollway_operator.builders.support import ignored, unsupported
 from tollway_operator.builders.views import ModelView
 from tollway_operator.observed import Observed, Parsed, Problem
 from tollway_operator.resources import ModelDeployment
-from tollway_operator.resources.common import SecretRef
 from tollway_operator.settings import Settings
 from tollway_serving.contract.applications import model_app, model_route
 from tollway_serving.contract.catalogue import Capability, Endpoint, Fallback, ModelEntry, Target, Timeouts
@@ -35,9 +37,21 @@ def build_models(observed: Observed, ids: Ids, settings: Settings) -> tuple[Mode
     """One view an object, oldest first. The entries' `state` is filled in by `states` afterwards."""
     published = {entry.name: entry for entry in observed.published.models} if observed.published else {}
     by_name = {parsed.full_name: parsed for parsed in observed.models}
-    return tuple(
+    views = [
         _view(parsed, observed, ids, by_name, published.get(parsed.full_name), settings) for parsed in observed.models
-    )
+    ]
+    return tuple(_with_pool(view, views, observed, settings) for view in views)
+
+
+def _with_pool(view: ModelView, views: list[ModelView], observed: Observed, settings: Settings) -> ModelView:
+    """With the pods that it needs, of which its adapters have a part, too."""
+    resource = view.parsed.resource
+    if settings.pods is None or view.app is None or view.base is not None or view.facts is None or resource is None:
+        return view
+    adapters = [
+        other.parsed.resource for other in views if other.base == view.parsed.full_name and other.parsed.resource
+    ]
+    return replace(view, pool=pool_of(resource, settings.pods, needs((resource, *adapters), observed)))
 
 
 def _view(
@@ -59,12 +73,18 @@ def _view(
         kept_app = model_app(*name) if published is None or published.target.internal else None
         return ModelView(parsed, own, refused=parsed.problem, entry=published, app=kept_app)
     facts = ENGINES.get(resource.spec.engine.name)
+    base = None
+    if resource.spec.source is not None and resource.spec.source.adapter_of is not None:
+        base, lacking = _base(resource, ids, by_name, observed, settings)
+        if base is None:
+            return ModelView(parsed, own, refused=lacking, entry=published)
     app = model_app(*name) if facts is None or facts.import_path is not None else None
-    problem = unsupported(
-        "ModelDeployment", resource, embedded=settings.embedded, pods=settings.pods is not None
-    ) or _problem(resource, facts, observed)
-    if problem is not None or facts is None:
-        return ModelView(parsed, own, refused=problem, entry=published, app=app)
+    if base is not None:
+        app = model_app(base.namespace, base.name)
+    refused = _unsupported(resource, settings) or problem(resource, facts, base, observed, settings)
+    if refused is not None or facts is None:
+        return ModelView(parsed, own, refused=refused, entry=published, app=app)
+    _, note = fits(resource, facts, observed, settings)
     aliases = tuple(alias for alias in resource.spec.aliases if ids.owner(alias) == parsed.full_name and alias != own)
     fallbacks, lost = _fallbacks(resource, facts, ids, by_name)
     return ModelView(
@@ -73,8 +93,8 @@ def _view(
         unscheduled=_unscheduled(resource, settings),
         facts=facts,
         app=app,
-        pool=pool_of(resource, settings.pods) if app is not None and settings.pods is not None else None,
-        entry=_entry(resource, facts, aliases, fallbacks, settings),
+        base=base.full_name if base is not None else None,
+        entry=_entry(resource, facts, base, aliases, fallbacks, settings),
         aliases_lost=tuple(
             Problem("AliasTaken", f"alias {alias} belongs to {ids.owner(alias)}")
             for alias in resource.spec.aliases
@@ -82,64 +102,48 @@ def _view(
         ),
         fallbacks_lost=lost,
         ignored=ignored(resource) if settings.embedded else (),
+        note=note if base is None else "",
         provider_key=_provider_key(resource),
     )
 
 
-def _problem(resource: ModelDeployment, facts: EngineFacts | None, observed: Observed) -> Problem | None:
-    """The first thing that keeps the object from being accepted."""
-    spec = resource.spec
-    if facts is None:
-        known = ", ".join(sorted(ENGINES))
-        return Problem("UnknownEngine", f"spec.engine.name: {spec.engine.name} is none of {known}")
-    wrong = _wrong_args(spec.engine.args, facts) or _wrong_source(resource, facts)
-    if wrong:
-        return Problem("InvalidArgs", wrong)
-    possible = (*facts.endpoints, *facts.more_endpoints)
-    foreign_endpoints = set(spec.endpoints or ()) - set(possible)
-    if foreign_endpoints:
-        said = f"engine {spec.engine.name} doesn't serve {_list(foreign_endpoints)}, only {_list(possible)}"
-        return Problem("InvalidArgs", f"spec.endpoints: {said}")
-    foreign_capabilities = set(spec.capabilities or ()) - set(facts.capabilities)
-    if foreign_capabilities:
-        said = f"engine {spec.engine.name} doesn't have {_list(foreign_capabilities)}"
-        return Problem("InvalidArgs", f"spec.capabilities: {said}")
-    if spec.remote is not None and spec.remote.secret_ref is not None:
-        reference = spec.remote.secret_ref
-        secret = observed.secrets.get((resource.namespace, reference.name))
-        if secret is None or reference.key not in secret.values:
-            return _secret_not_found("spec.remote.secretRef", resource.namespace, reference)
-    return None
+def _unsupported(resource: ModelDeployment, settings: Settings) -> Problem | None:
+    return unsupported("ModelDeployment", resource, embedded=settings.embedded, pods=settings.pods is not None)
 
 
-def _wrong_args(args: Mapping[str, int | str], facts: EngineFacts) -> str | None:
-    for name, value in args.items():
-        arg = facts.args.get(name)
-        path = f"spec.engine.args.{name}"
-        if arg is None:
-            if facts.free_args:
-                continue
-            return f"{path}: not an argument of this engine; it has {_list(facts.args) or 'none'}"
-        if arg.kind == "integer":
-            if not isinstance(value, int):
-                return f"{path}: write a whole number"
-            if not arg.minimum <= value <= arg.maximum:
-                return f"{path}: write a whole number from {arg.minimum} to {arg.maximum}"
-        elif arg.kind == "choice" and str(value) not in arg.choices:
-            return f"{path}: write one of {_list(arg.choices)}"
-    return None
-
-
-def _wrong_source(resource: ModelDeployment, facts: EngineFacts) -> str | None:
-    if not facts.sources:
-        return None
-    schemes = _list(f"{scheme}://" for scheme in facts.sources)
-    uri = resource.spec.source.uri if resource.spec.source else None
-    if uri is None:
-        return f"spec.source.uri: missing; engine {resource.spec.engine.name} loads {schemes}"
-    if uri.partition("://")[0] not in facts.sources:
-        return f"spec.source.uri: engine {resource.spec.engine.name} loads {schemes}"
-    return None
+def _base(
+    resource: ModelDeployment,
+    ids: Ids,
+    by_name: Mapping[str, Parsed[ModelDeployment]],
+    observed: Observed,
+    settings: Settings,
+) -> tuple[ModelDeployment | None, Problem | None]:
+    """The model that an adapter runs in; None with what is wrong about it."""
+    assert resource.spec.source is not None  # noqa: S101 - the caller has looked
+    wanted = str(resource.spec.source.adapter_of)
+    owner = ids.owner(wanted)
+    parsed = by_name.get(owner) if owner else None
+    base = parsed.resource if parsed is not None else None
+    if parsed is None:
+        why = "there is no such model"
+    elif base is None:
+        why = f"{owner} is not accepted"
+    elif not permits(base.namespace, base.spec.allowed_namespaces, resource.namespace):
+        why = f"{owner} doesn't list {resource.namespace} in allowedNamespaces"
+    elif base.spec.source is not None and base.spec.source.adapter_of is not None:
+        why = f"{owner} is an adapter itself; name its base"
+    elif base.spec.engine.name != resource.spec.engine.name:
+        why = f"{owner} runs in engine {base.spec.engine.name}; write the same engine"
+    else:
+        facts = ENGINES.get(base.spec.engine.name)
+        refused = _unsupported(base, settings) or problem(base, facts, None, observed, settings)
+        if refused is not None:
+            why = f"{owner} is not accepted: {refused.message}"
+        elif facts is None or not facts.adapters:
+            why = f"engine {base.spec.engine.name} takes no adapters"
+        else:
+            return base, None
+    return None, Problem("InvalidArgs", f"spec.source.adapterOf: {wanted}: {why}")
 
 
 def _unscheduled(resource: ModelDeployment, settings: Settings) -> Problem | None:
@@ -149,7 +153,7 @@ def _unscheduled(resource: ModelDeployment, settings: Settings) -> Problem | Non
     if not settings.accelerators:
         return Problem("NoSuchAccelerator", f"it asks for {pod.gpus} GPUs and this Ray cluster has none")
     if pod.accelerator and pod.accelerator not in settings.accelerators:
-        there = _list(settings.accelerators)
+        there = listed(settings.accelerators)
         return Problem("NoSuchAccelerator", f"{pod.accelerator} is not in this Ray cluster; it has {there}")
     return None
 
@@ -188,14 +192,15 @@ def _endpoints(resource: ModelDeployment) -> set[Endpoint]:
 def _entry(
     resource: ModelDeployment,
     facts: EngineFacts,
+    base: ModelDeployment | None,
     aliases: tuple[str, ...],
     fallbacks: tuple[Fallback, ...],
     settings: Settings,
 ) -> ModelEntry:
     spec = resource.spec
     endpoints = spec.endpoints or facts.endpoints
-    capabilities = facts.capabilities if spec.capabilities is None else spec.capabilities
-    context = spec.limits.context_tokens or facts.context_tokens
+    able = capabilities(resource, facts, base)
+    context = context_tokens(resource, facts, base)
     output = min(spec.limits.output_tokens or facts.output_tokens, context)
     return ModelEntry(
         model_id=resource.model_id,
@@ -208,14 +213,14 @@ def _entry(
         input_format=_format(endpoints, _INPUT_FORMATS),
         output_format=_format(endpoints, _OUTPUT_FORMATS),
         endpoints=endpoints,
-        capabilities=capabilities,
-        parameters=_parameters(facts, capabilities),
+        capabilities=able,
+        parameters=_parameters(facts, able),
         context_tokens=context,
         output_tokens=output,
         default_output_tokens=output,
         inputs_per_call=facts.inputs_per_call,
         token_bound=facts.token_bound,
-        target=_target(resource, settings),
+        target=_target(resource, facts, base, settings),
         fallbacks=fallbacks,
         timeouts=Timeouts(
             connect_ms=spec.timeouts.connect_ms,
@@ -225,7 +230,7 @@ def _entry(
         ),
         prices=dict(spec.prices),
         state="Starting" if facts.import_path else "Ready",
-        cold_start=spec.scaling.cold_start,
+        cold_start=(base or resource).spec.scaling.cold_start,
         queued_requests=spec.limits.queued_requests,
     )
 
@@ -238,22 +243,23 @@ _CAPABILITY_PARAMETERS: Mapping[Capability, tuple[str, ...]] = {
 }
 
 
-def _parameters(facts: EngineFacts, capabilities: tuple[Capability, ...]) -> tuple[str, ...]:
+def _parameters(facts: EngineFacts, able: tuple[Capability, ...]) -> tuple[str, ...]:
     """The engine's, without those of capabilities that the object takes away."""
     gone = {
         parameter
         for capability, parameters in _CAPABILITY_PARAMETERS.items()
-        if capability not in capabilities
+        if capability not in able
         for parameter in parameters
     }
     return tuple(parameter for parameter in facts.parameters if parameter not in gone)
 
 
-def _target(resource: ModelDeployment, settings: Settings) -> Target:
+def _target(resource: ModelDeployment, facts: EngineFacts, base: ModelDeployment | None, settings: Settings) -> Target:
     remote = resource.spec.remote
     if remote is None:
-        url = settings.models_url.rstrip("/") + model_route(resource.namespace, resource.name) + "/v1"
-        return Target(url=url, model=resource.model_id)
+        runs = base or resource
+        url = settings.models_url.rstrip("/") + model_route(runs.namespace, runs.name) + "/v1"
+        return Target(url=url, model=resource.model_id, continuous_usage=facts.continuous_usage)
     key = _provider_key(resource)
     return Target(
         url=remote.url.rstrip("/"),
@@ -275,15 +281,5 @@ def _provider_key(resource: ModelDeployment) -> tuple[str, tuple[str, str, str]]
     return ".".join(where), where
 
 
-def _secret_not_found(path: str, namespace: str, reference: SecretRef) -> Problem:
-    return Problem(
-        "SecretNotFound", f"{path}: there is no entry {reference.key} in Secret {namespace}/{reference.name}"
-    )
-
-
 def _format(endpoints: tuple[Endpoint, ...], formats: Mapping[Endpoint, str]) -> str:
     return next((formats[endpoint] for endpoint in endpoints if endpoint in formats), "MODEL_FORMAT_TEXT")
-
-
-def _list(items: Iterable[str]) -> str:
-    return ", ".join(sorted(items))

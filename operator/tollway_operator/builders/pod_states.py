@@ -57,6 +57,17 @@ def pool_statuses(
     return statuses
 
 
+def gpu_memory(nodes: Iterable[Object] | None, accelerator_label: str, memory_label: str) -> dict[str, int]:
+    """MiB of a GPU by accelerator; of two kinds of one name the smaller."""
+    found: dict[str, int] = {}
+    for node in nodes or ():
+        labels = node["metadata"].get("labels") or {}
+        name, mib = labels.get(accelerator_label), str(labels.get(memory_label, ""))
+        if name and mib.isdecimal():
+            found[name] = min(found.get(name, int(mib)), int(mib))
+    return found
+
+
 def ready_pods(pods: Iterable[Object]) -> int:
     return sum(_is_ready(pod) and not pod["metadata"].get("deletionTimestamp") for pod in pods)
 

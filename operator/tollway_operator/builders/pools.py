@@ -22,6 +22,18 @@ GATEWAY_POOL = "gateway"
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What is mounted into the pods of a model and its adapters for their sources: Secrets (namespace, name, entries)
+    and claims. Other needs make another pool, so that no model sees another one's Secret."""
+
+    secrets: tuple[tuple[str, str, tuple[str, ...]], ...] = ()
+    claims: tuple[str, ...] = ()
+
+
+NOTHING = Needs()
+
+
+@dataclass(frozen=True, slots=True)
 class PodDefaults:
     """What a model's pods get where its object doesn't say."""
 
@@ -30,6 +42,7 @@ class PodDefaults:
     cpu_milli: int
     memory_bytes: int
     tolerations: tuple[Mapping[str, str], ...] = ()  # of every pod with GPUs
+    namespace: str = ""  # that the pods are in
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +57,7 @@ class Pool:
     accelerator: str | None
     node_selector: tuple[tuple[str, str], ...]
     tolerations: str  # JSON, a list
+    needs: Needs = Needs()
 
     @property
     def cpus(self) -> int:
@@ -64,7 +78,7 @@ class Demand:
     maximum: int
 
 
-def pool_of(model: ModelDeployment, defaults: PodDefaults) -> Pool:
+def pool_of(model: ModelDeployment, defaults: PodDefaults, needs: Needs = NOTHING) -> Pool:
     pod, engine = model.spec.pod, model.spec.engine
     image = engine.image or defaults.engine_images.get(engine.name) or defaults.image
     tolerations: list[dict[str, Any]] = [item.model_dump(by_alias=True, exclude_none=True) for item in pod.tolerations]
@@ -74,7 +88,10 @@ def pool_of(model: ModelDeployment, defaults: PodDefaults) -> Pool:
     memory = defaults.memory_bytes if pod.memory_bytes is None else pod.memory_bytes
     selector = tuple(sorted(pod.node_selector.items()))
     accelerator = pod.accelerator if pod.gpus else None
-    key = json.dumps([image, cpu, memory, pod.gpus, accelerator, selector, tolerations], sort_keys=True)
+    what: list[Any] = [image, cpu, memory, pod.gpus, accelerator, selector, tolerations]
+    if needs != NOTHING:
+        what += [needs.secrets, needs.claims]
+    key = json.dumps(what, sort_keys=True)
     return Pool(
         name=f"{_kind(pod.gpus, accelerator)}-{hashlib.sha256(key.encode()).hexdigest()[:8]}",
         image=image,
@@ -84,6 +101,7 @@ def pool_of(model: ModelDeployment, defaults: PodDefaults) -> Pool:
         accelerator=accelerator,
         node_selector=selector,
         tolerations=json.dumps(tolerations, sort_keys=True),
+        needs=needs,
     )
 
 
@@ -95,11 +113,10 @@ def _kind(gpus: int, accelerator: str | None) -> str:
     return f"{words[:16].strip('-') or 'gpu'}-x{gpus}"
 
 
-def demands(models: Iterable[ModelDeployment], defaults: PodDefaults) -> tuple[Demand, ...]:
+def demands(models: Iterable[tuple[ModelDeployment, Pool]]) -> tuple[Demand, ...]:
     """One a pool, by name. Rolling out with surge starts every new replica beside the old ones."""
     found: dict[str, Demand] = {}
-    for model in models:
-        pool = pool_of(model, defaults)
+    for model, pool in models:
         scaling, pods = model.spec.scaling, model.spec.pod.pods
         surge = 2 if model.spec.rollout == "Surge" else 1
         before = found.get(pool.name, Demand(pool, 0, 0))

@@ -11,7 +11,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL, Demand
+from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL, Demand, Pool
+from tollway_operator.builders.sources import secret_files
 from tollway_operator.kuberay_settings import KubeRaySettings, Pods, Toleration
 
 API_VERSION = "ray.io/v1"
@@ -24,6 +25,8 @@ DASHBOARD_PORT = 8265
 SECRETS_DIR = "/etc/tollway/secrets"
 PROVIDERS_DIR = "/etc/tollway/providers"
 CACHE_DIR = "/var/cache/tollway"
+SOURCES_DIR = "/etc/tollway/sources"
+CLAIMS_DIR = "/mnt/tollway/claims"
 _HARD_STOP_SECONDS = 3_700  # of a replaced HAProxy; must be longer than the longest request
 _GRACE_SECONDS = 3_720  # of a pod that ends while it serves
 _DRAIN = ["python", "-m", "tollway_serving.drain"]
@@ -196,6 +199,7 @@ def _pool(settings: KubeRaySettings, demand: Demand) -> Object:
     container["env"].append({"name": "TOLLWAY_CACHE_DIR", "value": CACHE_DIR})
     container["env"].append({"name": "HF_HOME", "value": f"{CACHE_DIR}/huggingface"})
     template["spec"]["volumes"].append({"name": "cache", **settings.models.cache})
+    _mount_sources(settings, pool, template["spec"])
     store = min(max(pool.memory_bytes // 8, _MIN_OBJECT_STORE), _MAX_OBJECT_STORE)
     return {
         "groupName": pool.name,
@@ -209,6 +213,24 @@ def _pool(settings: KubeRaySettings, demand: Demand) -> Object:
         },
         "template": template,
     }
+
+
+def _mount_sources(settings: KubeRaySettings, pool: Pool, spec: Object) -> None:
+    """Claims, and of the copied Secrets' entries this pool's alone."""
+    mounts = spec["containers"][0]["volumeMounts"]
+    files = secret_files(pool.needs.secrets)
+    if files:
+        items = [{"key": name, "path": name} for name in sorted(files)]
+        secret = {"secretName": settings.sources_secret, "optional": True, "defaultMode": 0o440, "items": items}
+        spec["volumes"].append({"name": "sources", "secret": secret})
+        mounts.append({"name": "sources", "mountPath": SOURCES_DIR, "readOnly": True})
+        spec["containers"][0]["env"].append({"name": "TOLLWAY_SOURCES_DIR", "value": SOURCES_DIR})
+    for number, claim in enumerate(pool.needs.claims):
+        volume = {"claimName": claim, "readOnly": True}
+        spec["volumes"].append({"name": f"claim-{number}", "persistentVolumeClaim": volume})
+        mounts.append({"name": f"claim-{number}", "mountPath": f"{CLAIMS_DIR}/{claim}", "readOnly": True})
+    if pool.needs.claims:
+        spec["containers"][0]["env"].append({"name": "TOLLWAY_CLAIMS_DIR", "value": CLAIMS_DIR})
 
 
 def _template(

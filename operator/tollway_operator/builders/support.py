@@ -19,7 +19,6 @@ _EMBEDDED_IGNORES: Mapping[str, Callable[[Any], bool]] = {
 
 _UNSUPPORTED: Mapping[Kind, Mapping[str, Callable[[Any], bool]]] = {
     "ModelDeployment": {
-        "spec.source.secretRef": lambda md: md.spec.source is not None and md.spec.source.secret_ref is not None,
         "spec.remote.protocol": lambda md: md.spec.remote is not None and md.spec.remote.protocol != "OpenAI",
     },
     "Plan": {
@@ -33,21 +32,16 @@ _UNSUPPORTED_IN_EXISTING_RAY: Mapping[str, Callable[[Any], bool]] = {
     "spec.engine.image": lambda md: md.spec.engine.image is not None,
     "spec.resources.nodeSelector": lambda md: bool(md.spec.pod.node_selector),
     "spec.resources.tolerations": lambda md: bool(md.spec.pod.tolerations),
+    "spec.source.secretRef": lambda md: md.spec.source is not None and md.spec.source.secret_ref is not None,
 }
 """They need worker groups of their own, which an existing Ray cluster can't be given."""
-
-_UNSUPPORTED_ON_CLUSTERS: Mapping[str, Callable[[Any], bool]] = {
-    "spec.resources.pods": lambda md: md.spec.pod.pods > 1,
-}
 
 
 def unsupported(kind: Kind, resource: Resource, *, embedded: bool, pods: bool = False) -> Problem | None:
     """The refusal of an object that uses fields of these tables; None if it uses none. `pods`: we make them."""
     table = dict(_UNSUPPORTED[kind])
-    if kind == "ModelDeployment" and not embedded:
-        table.update(_UNSUPPORTED_ON_CLUSTERS)
-        if not pods:
-            table.update(_UNSUPPORTED_IN_EXISTING_RAY)
+    if kind == "ModelDeployment" and not embedded and not pods:
+        table.update(_UNSUPPORTED_IN_EXISTING_RAY)
     used = [path for path, is_used in table.items() if is_used(resource)]
     if not used:
         return None

@@ -20,10 +20,12 @@ class ModelView:
     facts: EngineFacts | None = None
     app: str | None = None  # the Serve application's name; None: it needs none
     pool: Pool | None = None  # the pods that it needs, where pods are made for models
+    base: str | None = None  # of an adapter, the model that it runs in: `app` is that model's
     entry: ModelEntry | None = None
     aliases_lost: tuple[Problem, ...] = ()
     fallbacks_lost: tuple[Problem, ...] = ()
     ignored: tuple[str, ...] = ()  # fields without effect here
+    note: str = ""  # what could not be found out about it
     provider_key: tuple[str, tuple[str, str, str]] | None = None  # file name: (namespace, secret, key)
 
     @property

@@ -15,7 +15,7 @@ from tollway_operator.cluster.api import Api, Expired, Object
 from tollway_operator.cluster.cache import Cache, Entry
 from tollway_operator.cluster.events import EventRecorder
 from tollway_operator.cluster.keysecrets import KeySecrets
-from tollway_operator.cluster.own import Memory, ProviderKeys, Source
+from tollway_operator.cluster.own import CopiedKeys, Memory, Source
 from tollway_operator.cluster.secrets import Name, SecretReader, seconds, to_view
 from tollway_operator.errors import Conflict, Gone, OperatorError
 from tollway_operator.ports import Kind, Raw, SecretView, Snapshot
@@ -43,6 +43,7 @@ class Names:
     namespace: str
     memory: str = "tollway-memory"
     providers: str = "tollway-providers"
+    sources: str = "tollway-sources"
 
 
 class ClusterObjects:
@@ -64,7 +65,8 @@ class ClusterObjects:
         self._keys = KeySecrets(api, self._secrets, f"{GROUP}/{VERSION}", {WATCH_LABEL: "true"}, self.changed.set)
         self._events = EventRecorder(api, f"{GROUP}/{VERSION}")
         self._memory = Memory(api, names.namespace, names.memory)
-        self._providers = ProviderKeys(api, names.namespace, names.providers)
+        self._providers = CopiedKeys(api, names.namespace, names.providers)
+        self._sources = CopiedKeys(api, names.namespace, names.sources)
 
     # -- what the watch and the lists say
 
@@ -172,6 +174,7 @@ class ClusterObjects:
         self._written.clear()
         self._memory.forget()
         self._providers.forget()
+        self._sources.forget()
 
     async def snapshot(self) -> Snapshot:
         memory = await self._memory.load()
@@ -215,13 +218,19 @@ class ClusterObjects:
         await self._memory.store(memory)
 
     async def sync_provider_keys(self, wanted: Mapping[str, tuple[str, str, str]]) -> None:
+        await self._providers.sync(await self._copies(wanted))
+
+    async def sync_source_keys(self, wanted: Mapping[str, tuple[str, str, str]]) -> None:
+        await self._sources.sync(await self._copies(wanted))
+
+    async def _copies(self, wanted: Mapping[str, tuple[str, str, str]]) -> dict[str, Source]:
         views = (await self.snapshot()).secrets
         sources: dict[str, Source] = {}
         for file, (namespace, name, key) in wanted.items():
             view = views.get((namespace, name))
             value = view.values.get(key) if view else None
             sources[file] = Source(namespace, name, key, value.sha256 if value else None)
-        await self._providers.sync(sources)
+        return sources
 
 
 def list_path(resource: Resource, scope: str | None) -> tuple[str, str]:

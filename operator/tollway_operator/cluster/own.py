@@ -1,4 +1,4 @@
-"""Two objects in the operator's own namespace, kept for `objects`: its memory, and providers' keys for gateways."""
+"""Objects in the operator's own namespace, kept for `objects`: its memory, and copies of users' Secrets for pods."""
 
 import asyncio
 import time
@@ -12,7 +12,7 @@ from tollway_operator.errors import Gone, Refused
 from tollway_operator.keys import MANAGED_BY, describe
 
 _LABELS = {MANAGED_BY: "tollway"}
-_VERIFY = 300.0  # how often the providers' Secret is compared again although nothing of ours changed
+_VERIFY = 300.0  # how often a Secret of copies is compared again although nothing of ours changed
 _LARGEST = 1_000_000  # bytes of a ConfigMap; etcd takes little more
 
 
@@ -56,7 +56,7 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A provider's key in a user's Secret; `sha256` is None while it is missing there."""
+    """An entry of a user's Secret; `sha256` is None while it is missing there."""
 
     namespace: str
     name: str
@@ -64,8 +64,9 @@ class Source:
     sha256: str | None
 
 
-class ProviderKeys:
-    """Copies of users' provider keys in one Secret, which gateways mount as a folder with a file a key.
+class CopiedKeys:
+    """Copies of entries of users' Secrets in one Secret, which pods mount as a folder with a file a key: gateways those
+    of providers, models those for their loaders.
 
     Values are in memory only while they are copied; otherwise their hashes are compared.
     """

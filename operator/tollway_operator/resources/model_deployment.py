@@ -55,11 +55,22 @@ class Engine(Model):
 
 
 class Source(Model):
+    RULES = (
+        Rule(
+            "!has(self.adapterOf) || has(self.uri)",
+            "an adapter needs uri, where its weights are",
+            lambda self: self.adapter_of is None or self.uri is not None,
+        ),
+    )
+
     uri: Uri | None = Field(
         default=None, description="Where the weights are: package://, hf://, s3://, pvc:// or https://."
     )
     secret_ref: LocalSecret | None = Field(
         default=None, description="A Secret whose entries are the loader's environment."
+    )
+    adapter_of: ModelId | None = Field(
+        default=None, description="These weights are a LoRA adapter, which runs in the model of this id."
     )
 
 
@@ -282,6 +293,11 @@ class Remote(Model):
     )
 
 
+def _has_pods_though_an_adapter(spec: "ModelDeploymentSpec") -> bool:
+    own = spec.resources or spec.autoscaling or spec.engine.image is not None or spec.engine.args
+    return spec.source is not None and spec.source.adapter_of is not None and bool(own)
+
+
 def _engine_is_remote(spec: "ModelDeploymentSpec") -> bool:
     return spec.engine.name == "remote"
 
@@ -297,6 +313,12 @@ class ModelDeploymentSpec(Model):
             "self.engine.name != 'remote' || !(has(self.source) || has(self.resources) || has(self.autoscaling))",
             "a remote model takes no source, resources or autoscaling",
             lambda self: not (_engine_is_remote(self) and (self.source or self.resources or self.autoscaling)),
+        ),
+        Rule(
+            "!has(self.source) || !has(self.source.adapterOf) || !(has(self.resources) || has(self.autoscaling) || "
+            "has(self.engine.image) || (has(self.engine.args) && size(self.engine.args) > 0))",
+            "an adapter runs in its base: it takes no resources, autoscaling, engine.image or engine.args",
+            lambda self: not _has_pods_though_an_adapter(self),
         ),
     )
     TRANSITIONS = (
@@ -366,6 +388,12 @@ class ModelDeployment(Resource):
             "(has(self.spec.modelId) ? self.spec.modelId : self.metadata.name))",
             "a model can't be its own fallback",
             lambda self: all(fallback.model_id != self.model_id for fallback in self.spec.fallbacks),
+        ),
+        Rule(
+            "!has(self.spec.source) || !has(self.spec.source.adapterOf) || self.spec.source.adapterOf != "
+            "(has(self.spec.modelId) ? self.spec.modelId : self.metadata.name)",
+            "a model can't be its own adapter",
+            lambda self: self.spec.source is None or self.spec.source.adapter_of != self.model_id,
         ),
     )
 

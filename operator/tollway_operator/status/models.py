@@ -50,7 +50,7 @@ def _accepted(view: ModelView, outcome: Outcome) -> Condition:
     if view.app is not None and view.app in outcome.refused_apps:
         return Condition("Accepted", ModelAccepted.INVALID_ARGS, f"Ray refuses it: {outcome.refused_apps[view.app]}")
     ignored = f"without effect here: {', '.join(view.ignored)}" if view.ignored else ""
-    return Condition("Accepted", ModelAccepted.ACCEPTED, ignored)
+    return Condition("Accepted", ModelAccepted.ACCEPTED, "; ".join(filter(None, (ignored, view.note))))
 
 
 def _pool(view: ModelView, observed: Observed) -> PoolStatus:
@@ -160,7 +160,7 @@ def _progressing(view: ModelView, app: AppView | None, there: AppStatus | None, 
 def _fields(view: ModelView, app: AppView | None, observed: Observed) -> dict[str, Any]:
     raw = view.parsed.raw
     serving: int | None = None
-    if view.app is None:
+    if view.app is None or view.base is not None:
         serving = raw.generation if not view.refused else raw.status.get("servingGeneration")
     elif view.app in observed.memory.good:
         serving = observed.memory.good[view.app].generation

@@ -6,21 +6,11 @@ No engine is imported here. An engine's program lives in `tollway_serving.engine
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
+from tollway_serving.contract.args import Arg
 from tollway_serving.contract.catalogue import Capability, Endpoint, TokenBound
 from tollway_serving.contract.sources import SCHEMES
-
-
-@dataclass(frozen=True, slots=True)
-class Arg:
-    """One key of `engine.args`."""
-
-    kind: Literal["integer", "string", "choice"]
-    help: str
-    minimum: int = 0
-    maximum: int = 2**31 - 1
-    choices: tuple[str, ...] = ()
+from tollway_serving.contract.vllm_args import OWNED, VLLM_ARGS
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +22,8 @@ class EngineFacts:
     endpoints: tuple[Endpoint, ...]
     more_endpoints: tuple[Endpoint, ...] = ()  # those that an object may name, but has not by default
     capabilities: tuple[Capability, ...] = ()
+    more_capabilities: tuple[Capability, ...] = ()
+    capability_args: Mapping[Capability, str] = field(default_factory=dict)  # there exactly where this arg is written
     parameters: tuple[str, ...] = ()
     context_tokens: int = 4096
     output_tokens: int = 1024
@@ -39,8 +31,16 @@ class EngineFacts:
     inputs_per_call: int = 256  # texts of one call for embeddings: reading the answer keeps no other request waiting
     token_bound: TokenBound = field(default_factory=TokenBound)
     sources: tuple[str, ...] = ()  # URI schemes that it loads
+    needs_source: bool = True  # where `sources` has any
     args: Mapping[str, Arg] = field(default_factory=dict)
-    free_args: bool = False  # unknown args are passed through (vllm)
+    needs_args: tuple[str, ...] = ()
+    owned_args: Mapping[str, str] = field(default_factory=dict)  # refused: the field that decides instead
+    free_args: bool = False  # unknown args are passed through (custom)
+    slots_arg: str | None = None  # the arg that `slots` is the default of
+    context_arg: str | None = None  # the arg that means limits.contextTokens
+    workers: bool = False  # it starts a worker for each GPU, on several pods if need be: a placement group
+    adapters: bool = False  # other models' `source.adapterOf` may name one of it
+    continuous_usage: bool = True  # counts tokens in each chunk when asked to
 
 
 SAMPLING = (
@@ -71,6 +71,7 @@ ENGINES: dict[str, EngineFacts] = {
             "threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512),
             "parallel": Arg("integer", "requests worked on at once; memory grows with it", 1, 64),
         },
+        slots_arg="parallel",
     ),
     "minilm": EngineFacts(
         import_path="tollway_serving.engines.minilm:build",
@@ -82,6 +83,53 @@ ENGINES: dict[str, EngineFacts] = {
         inputs_per_call=64,  # a second of work: a larger batch neither times out nor keeps others waiting
         sources=("package",),
         args={"threads": Arg("integer", "CPU threads; by default fewer than the machine has cores", 1, 512)},
+    ),
+    "vllm": EngineFacts(
+        import_path="tollway_serving.engines.vllm:build",
+        endpoints=("ChatCompletions", "Completions"),
+        more_endpoints=("Embeddings",),
+        capabilities=("StructuredOutput", "Logprobs"),
+        more_capabilities=("Tools", "Reasoning", "ImageInput", "AudioInput"),
+        capability_args={"Tools": "tool-call-parser", "Reasoning": "reasoning-parser"},
+        parameters=(
+            *(*SAMPLING, "logprobs", "top_logprobs", "response_format", *TOOLS, "reasoning_effort"),
+            *("echo", "encoding_format", "dimensions"),
+        ),
+        context_tokens=8192,
+        output_tokens=4096,
+        slots=128,
+        token_bound=TokenBound(fixed=512),  # templates of large models bring long system messages of their own
+        sources=SCHEMES,
+        args=VLLM_ARGS,
+        owned_args=OWNED,
+        slots_arg="max-num-seqs",
+        context_arg="max-model-len",
+        workers=True,
+        adapters=True,
+    ),
+    "custom": EngineFacts(
+        import_path="tollway_serving.engines.custom:build",
+        endpoints=("ChatCompletions",),
+        more_endpoints=("Completions", "Embeddings"),
+        more_capabilities=("StructuredOutput", "Logprobs", "Tools", "Reasoning", "ImageInput", "AudioInput"),
+        parameters=(
+            *(*SAMPLING, "logprobs", "top_logprobs", "response_format", *TOOLS, "reasoning_effort"),
+            *("echo", "best_of", "suffix", "encoding_format", "dimensions"),
+        ),
+        context_tokens=8192,
+        output_tokens=4096,
+        slots=32,
+        token_bound=TokenBound(fixed=512),
+        sources=SCHEMES,
+        needs_source=False,
+        args={
+            "import-path": Arg("string", "MODULE:NAME in the image: an ASGI application, or a function that makes one"),
+            "slots": Arg("integer", "requests that a replica works on at once", 1, 65_536),
+        },
+        needs_args=("import-path",),
+        free_args=True,
+        slots_arg="slots",
+        continuous_usage=False,
     ),
     "remote": EngineFacts(
         import_path=None,

@@ -20,7 +20,13 @@ SECRET_ENTRIES = {
     "s3": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
     "https": ("AUTHORIZATION",),
 }
-"""What a loader needs of source.secretRef. Read, too: AWS_SESSION_TOKEN, AWS_REGION, AWS_ENDPOINT_URL, HF_ENDPOINT."""
+"""What a loader needs of source.secretRef where not everybody may read."""
+
+LOADER_ENTRIES = (
+    *("HF_TOKEN", "HF_ENDPOINT", "AUTHORIZATION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    *("AWS_SESSION_TOKEN", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL"),
+)
+"""Everything that one reads."""
 
 _PART = r"[A-Za-z0-9][A-Za-z0-9._-]*"
 _PATTERNS = {

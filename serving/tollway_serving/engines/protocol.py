@@ -94,6 +94,9 @@ class EngineArgs:
     output_tokens: int = 1024  # the answer's limit where the request names none
     slots: int = 4  # requests worked on at once
     queued_requests: int = 100  # requests that may wait for a slot; one more is answered 503
+    gpus: int = 0  # of each pod; 0: none
+    pods: int = 1
+    adapters: bool = False  # some are loaded while it runs (the deployment's user_config)
     source_secret: str | None = None  # NAMESPACE_SECRET of source.secretRef: files that the loader reads
 
 

@@ -46,7 +46,10 @@ def places() -> Places:
     home = environment.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Places(
         cache=Path(environment.get(CACHE_VARIABLE) or Path(home) / "tollway"),
-        secrets=Path(environment.get("TOLLWAY_SOURCES_DIR", "/etc/tollway/sources")),
+        secrets=Path(
+            environment.get("TOLLWAY_SOURCES_DIR")
+            or Path(environment.get("TOLLWAY_SECRETS_DIR", "/etc/tollway/secrets")) / "sources"
+        ),
         claims=Path(environment.get("TOLLWAY_CLAIMS_DIR", "/mnt/tollway/claims")),
         timeout=float(environment.get("TOLLWAY_SOURCE_TIMEOUT", "3600")),
     )
