@@ -15,39 +15,18 @@ from typing import Any
 import structlog
 from ray import serve
 
-from tollway_serving.contract.vllm_args import VLLM_ARGS
 from tollway_serving.engines.adapters import Adapters
 from tollway_serving.engines.app import InternalToken
 from tollway_serving.engines.deployment import application, token_file
 from tollway_serving.engines.guard import Guard
 from tollway_serving.engines.protocol import EngineArgs, ModelMissingError
 from tollway_serving.engines.sources import local
+from tollway_serving.engines.vllm_kwargs import engine_kwargs
 
 log = structlog.get_logger(__name__)
 
-_ENVIRONMENT = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "HF_HUB_OFFLINE": "1",  # everything is on the node already: no worker asks the hub
-}
-_LORA_RANK = 64  # adapters of larger ranks need args.max-lora-rank
-
-
-def engine_kwargs(args: EngineArgs) -> dict[str, Any]:
-    """vLLM's own arguments, out of the object's and of what Tollway decides."""
-    unknown = [name for name in args.args if name not in VLLM_ARGS]
-    if unknown:  # refused at apply: an operator of another version wrote this
-        raise ValueError(f"engine.args.{unknown[0]} is not known to this version of the engine")
-    found = {name.replace("-", "_"): VLLM_ARGS[name].meaning(value) for name, value in args.args.items()}
-    found.setdefault("max_model_len", args.context_tokens)
-    found["max_num_seqs"] = args.slots
-    found["tensor_parallel_size"] = max(1, args.gpus)
-    found["pipeline_parallel_size"] = args.pods
-    if "tool_call_parser" in found:
-        found["enable_auto_tool_choice"] = True
-    if args.adapters:
-        found["enable_lora"] = True
-        found.setdefault("max_lora_rank", _LORA_RANK)
-    return found
+_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1"}
+_WORKERS = {**_ENVIRONMENT, "HF_HUB_OFFLINE": "1"}  # all is on their node already; this process may load adapters later
 
 
 @serve.ingress()
@@ -91,15 +70,16 @@ async def _server(args: EngineArgs, path: Path) -> Any:
     from ray.serve.llm import LLMConfig
     from ray.serve.llm.deployment import LLMServer
 
-    start: Any = LLMServer  # its constructor is awaited
     config = LLMConfig(
         model_loading_config={"model_id": args.model_id, "model_source": str(path)},
         engine_kwargs=engine_kwargs(args),
         accelerator_config=None if args.gpus else {"kind": "cpu"},
-        runtime_env={"env_vars": _ENVIRONMENT},
+        runtime_env={"env_vars": _WORKERS},
         log_engine_metrics=True,
     )
-    return await start(config)
+    server: Any = LLMServer.sync_init(config)  # (the usual constructor is a coroutine, which only Serve can call)
+    await server.start()
+    return server
 
 
 async def _on_every_node(uri: str, secret: str | None) -> set[str]:
