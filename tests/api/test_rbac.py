@@ -110,7 +110,9 @@ class Walk:
         path = f"/api/v1/namespaces/{self.account.namespace}/secrets"
         if made_before:
             self.plane.request("POST", path, {"metadata": {"name": "tollway-providers"}})
+            self.plane.request("POST", path, {"metadata": {"name": "tollway-sources"}})
         await self.objects.sync_provider_keys({"far.key": (self.namespace, "provider", "OPENAI_API_KEY")})
+        await self.objects.sync_source_keys({"far_key": (self.namespace, "provider", "OPENAI_API_KEY")})
 
     def _made(self) -> dict[str, dict[str, str]]:
         """The Secret as an earlier run of the operator would have made it: without this one's cache knowing it."""

@@ -190,6 +190,7 @@ def test_the_operator_understands_what_it_is_told(helm: Helm, values: Values, tm
     assert settings.kuberay.gateway.replicas == values.get("ray", {}).get("gateway", {}).get("replicas", 2)
     # What it reads and what the roles and policies name are the same things.
     assert settings.providers_secret == settings.kuberay.providers_secret == "tollway-providers"
+    assert settings.sources_secret == settings.kuberay.sources_secret == "tollway-sources"
     assert settings.memory_name == "tollway-memory"
     budgets = {m["metadata"]["name"]: m for m in rendered if m["kind"] == "PodDisruptionBudget"}
     if settings.kuberay.gateway.replicas > 1:
@@ -232,7 +233,9 @@ def test_rights_are_those_of_the_operators_own_file(helm: Helm, values: Values) 
     own = [m for m in rendered if m["kind"] == "Role" and m["metadata"]["name"] == "tollway-operator"]
     assert [m["rules"] for m in everywhere] == [ours["ClusterRole"]]
     files = (CHART / "files/rules.yaml").read_text()
-    for text, name in (("operator", "tollway-operator"), ("name", "tollway"), ("providersSecret", "tollway-providers")):
+    names = {"operator": "tollway-operator", "name": "tollway"}
+    names |= {"providersSecret": "tollway-providers", "sourcesSecret": "tollway-sources"}
+    for text, name in names.items():
         files = files.replace(f'{{{{ include "tollway.{text}" . }}}}', name)
     pods = yaml.safe_load(files)["pods"] if not values else []
     assert [m["rules"] for m in own] == [[*ours["Role"], *pods]]

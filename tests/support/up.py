@@ -94,16 +94,16 @@ class Up:
             )
         return self.process
 
-    def ready(self) -> "Up":
+    def ready(self, within: float = START_S) -> "Up":
         """Waits for the three lines on standard output."""
         assert self.process is not None
         assert self.process.stdout is not None
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + within
         text = b""
         while text.count(b"\n") < 3:
             left = deadline - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
-                raise AssertionError(f"not ready after {START_S} s:\n{self.said}")
+                raise AssertionError(f"not ready after {within} s:\n{self.said}")
             piece = os.read(self.process.stdout.fileno(), 4096)
             if not piece:
                 raise AssertionError(f"ended with {self.process.wait()}:\n{self.said}")

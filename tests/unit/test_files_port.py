@@ -269,6 +269,19 @@ async def test_providers_keys_are_copied_and_cleared_away(yamls: Path, tmp_path:
         assert list(folder.iterdir()) == []
 
 
+async def test_what_loaders_read_is_copied_out_of_secrets_and_the_environment(
+    yamls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = {"uri": "hf://org/model", "secretRef": {"name": "hub"}}
+    (yamls / "model.yaml").write_text(document("ModelDeployment", "m", {"engine": {"name": "vllm"}, "source": source}))
+    monkeypatch.setenv("TOLLWAY_SECRET_HUB_HF_TOKEN", "hf_1")
+    folder = tmp_path / "state" / "platform" / "sources"
+    async with opened(yamls, tmp_path / "state") as objects:
+        assert set((await objects.snapshot()).secrets["default", "hub"].values) == {"HF_TOKEN"}
+        await objects.sync_source_keys({"default_hub_HF_TOKEN": ("default", "hub", "HF_TOKEN")})
+        assert {file.name: file.read_text() for file in folder.iterdir()} == {"default_hub_HF_TOKEN": "hf_1\n"}
+
+
 async def test_statuses_and_memory_survive(yamls: Path, tmp_path: Path) -> None:
     state = tmp_path / "state"
     async with opened(yamls, state) as objects:

@@ -72,7 +72,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory, origin: Origin) -> Iterat
     up.write("tuned.yaml", model("tuned", "hf://org/adapter", more=", adapterOf: base"))
     up.start(env={"TOLLWAY_CACHE_DIR": str(up.state / "cache"), "VLLM_CPU_KVCACHE_SPACE": "1"})
     try:
-        up.ready()
+        up.ready(START_S)
         eventually(lambda: up.chat("base").status == 200, START_S)
         eventually(lambda: up.chat("tuned").status == 200, 60)
         yield up
@@ -81,9 +81,12 @@ def platform(tmp_path_factory: pytest.TempPathFactory, origin: Origin) -> Iterat
 
 
 def events(platform: Up, **body: Any) -> list[dict[str, Any]]:
+    """A stream as the gateway gets it from the model."""
+    token = (platform.state / "platform" / "internal-token").read_text().split()[0]
     connection = http.client.HTTPConnection("127.0.0.1", platform.port, timeout=120)
-    headers = {"authorization": f"Bearer {platform.key}", "content-type": "application/json"}
-    connection.request("POST", "/v1/chat/completions", json.dumps({**body, "stream": True}), headers)
+    headers = {"x-tollway-token": token, "content-type": "application/json"}
+    path = "/_models/default.base/v1/chat/completions"
+    connection.request("POST", path, json.dumps({**body, "stream": True}), headers)
     answer = connection.getresponse()
     assert answer.status == 200, answer.read()
     lines = [line.removeprefix(b"data: ") for line in answer.read().split(b"\n\n") if line]
