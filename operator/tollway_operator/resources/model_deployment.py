@@ -11,15 +11,12 @@ from pydantic import Field, StrictInt, StrictStr
 from tollway_operator.resources import quantities
 from tollway_operator.resources.common import (
     NAME_RULE,
-    WITHOUT_NULLS,
     Credits,
     Duration,
     HttpsUrl,
     Labels,
-    LocalSecret,
     Model,
     ModelId,
-    Name,
     Namespaces,
     PositiveDuration,
     Quantity,
@@ -29,49 +26,10 @@ from tollway_operator.resources.common import (
     Tokens,
     duration_cel,
 )
-from tollway_operator.resources.rules import IntOrString, MapBy, Rule, SetOf, Transition
+from tollway_operator.resources.engine import Engine, Source
+from tollway_operator.resources.rules import MapBy, Rule, SetOf, Transition
 from tollway_serving.contract.catalogue import Capability, Endpoint, FallbackReason, Protocol
 from tollway_serving.contract.units import Unit
-
-Uri = Annotated[
-    StrictStr,
-    Field(max_length=1024),
-    Rule(
-        "self.matches('^(package|hf|s3|pvc|https)://[^ ]+$')",
-        "write package://, hf://, s3://, pvc:// or https:// and the place there, such as hf://Qwen/Qwen3-8B@main",
-        lambda text: re.fullmatch("(package|hf|s3|pvc|https)://[^ ]+", text) is not None,
-    ),
-]
-ArgValue = Annotated[int | str, IntOrString(4096)]
-Args = Annotated[dict[StrictStr, ArgValue], Field(max_length=64), WITHOUT_NULLS]
-
-
-class Engine(Model):
-    name: Name = Field(description="The program that runs the model: llamacpp, vllm, custom, remote, ...")
-    image: Text | None = Field(default=None, description="Container image of the pods; by default the installation's.")
-    args: Args = Field(
-        default={}, description="Settings of the engine, whole numbers or strings; the engine says which it knows."
-    )
-
-
-class Source(Model):
-    RULES = (
-        Rule(
-            "!has(self.adapterOf) || has(self.uri)",
-            "an adapter needs uri, where its weights are",
-            lambda self: self.adapter_of is None or self.uri is not None,
-        ),
-    )
-
-    uri: Uri | None = Field(
-        default=None, description="Where the weights are: package://, hf://, s3://, pvc:// or https://."
-    )
-    secret_ref: LocalSecret | None = Field(
-        default=None, description="A Secret whose entries are the loader's environment."
-    )
-    adapter_of: ModelId | None = Field(
-        default=None, description="These weights are a LoRA adapter, which runs in the model of this id."
-    )
 
 
 class ModelLimits(Model):
