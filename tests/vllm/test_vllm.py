@@ -113,6 +113,7 @@ def test_a_stream_is_counted_in_every_chunk(platform: Up) -> None:
         model="base",
         messages=ask("Count to ten."),
         max_tokens=20,
+        ignore_eos=True,
         stream_options={"include_usage": True, "continuous_usage_stats": True},
     )
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
@@ -163,6 +164,7 @@ def test_adapters_come_and_go_while_the_model_serves(platform: Up) -> None:
     assert platform.chat("tuned").status == 200
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it is imported
 def test_the_installed_vllm_knows_every_argument() -> None:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.entrypoints.launchers.cli_args import FrontendArgs
