@@ -100,7 +100,7 @@ def _problem(resource: ModelDeployment, facts: EngineFacts | None, observed: Obs
     if foreign_endpoints:
         said = f"engine {spec.engine.name} doesn't serve {_list(foreign_endpoints)}, only {_list(possible)}"
         return Problem("InvalidArgs", f"spec.endpoints: {said}")
-    foreign_capabilities = set(spec.capabilities or ()) - set(facts.capabilities)
+    foreign_capabilities = set(spec.capabilities or ()) - {*facts.capabilities, *facts.more_capabilities}
     if foreign_capabilities:
         said = f"engine {spec.engine.name} doesn't have {_list(foreign_capabilities)}"
         return Problem("InvalidArgs", f"spec.capabilities: {said}")

@@ -31,6 +31,7 @@ class EngineFacts:
     endpoints: tuple[Endpoint, ...]
     more_endpoints: tuple[Endpoint, ...] = ()  # those that an object may name, but has not by default
     capabilities: tuple[Capability, ...] = ()
+    more_capabilities: tuple[Capability, ...] = ()  # likewise
     parameters: tuple[str, ...] = ()
     context_tokens: int = 4096
     output_tokens: int = 1024
@@ -87,12 +88,14 @@ ENGINES: dict[str, EngineFacts] = {
         endpoints=("ChatCompletions",),
         more_endpoints=("Completions", "Embeddings"),
         capabilities=("StructuredOutput", "Logprobs", "Tools", "ImageInput"),
+        more_capabilities=("AudioInput", "FileInput", "Reasoning"),
         parameters=(
             *SAMPLING,
             "logprobs",
             "top_logprobs",
             "response_format",
             *TOOLS,
+            "reasoning_effort",
             "echo",
             "best_of",
             "suffix",

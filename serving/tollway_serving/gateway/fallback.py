@@ -18,6 +18,7 @@ from tollway_serving.gateway.admission import Admission, CatalogueMoved, Estimat
 from tollway_serving.gateway.call import Call
 from tollway_serving.gateway.catalogue import Access, Catalogue, Model
 from tollway_serving.gateway.errors import ApiError, internal_error
+from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.metering import Coverage, Meter
 from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.parameters import Fitted
@@ -47,6 +48,7 @@ class Work(Protocol):
     path: str  # behind the target's URL
     prompt: str  # the parameter that has the prompt, for errors
     streamed: bool  # what is generated goes out at once: the ledger has to know of it before
+    links: tuple[tuple[str, str], ...]  # of the request as it was fitted last: what our own models get inline
 
     def fit(self, model: Model) -> Fitted: ...
 
@@ -54,6 +56,9 @@ class Work(Protocol):
 
     def payload(self, fitted: Fitted, entry: ModelEntry, granted: int) -> dict[str, Any]:
         """The request's body; `granted` tokens may be generated, all choices together."""
+
+    async def fetch(self, fetcher: Fetcher) -> None:
+        """Gets what the links point to, for `payload`. ApiError if that can't be had."""
 
     def patience_ms(self, entry: ModelEntry) -> int:
         """How long `peek` may take."""
@@ -137,9 +142,16 @@ class Fallbacks:
     """Chooses for all requests of a replica."""
 
     def __init__(
-        self, catalogue: Catalogue, admission: Admission, upstream: Upstream, ledger: Ledger, metrics: Metrics
+        self,
+        catalogue: Catalogue,
+        admission: Admission,
+        upstream: Upstream,
+        fetcher: Fetcher,
+        ledger: Ledger,
+        metrics: Metrics,
     ) -> None:
         self._catalogue = catalogue
+        self._fetcher = fetcher
         self._admission = admission
         self._upstream = upstream
         self._ledger = ledger
@@ -276,6 +288,8 @@ class Fallbacks:
         entry, charge = opened.entry, opened.charge
         if work.streamed:
             opened.coverage = Coverage(self._ledger, charge.id, charge.reserved.output_tokens)
+        if work.links and entry.target.internal:
+            await work.fetch(self._fetcher)
         body = work.payload(fitted, entry, charge.reserved.output_tokens)
         try:
             answer, opened.peeked = await self._post(call, work, opened, body)

@@ -11,6 +11,7 @@ from tollway_serving.gateway.call import Call, Header
 from tollway_serving.gateway.collect import collect
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.fallback import Opened
+from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.metering import Meter
 from tollway_serving.gateway.relay import Peeked, Stream, peek_stream, peek_whole, send_whole
 from tollway_serving.gateway.shapes import Shape
@@ -22,6 +23,7 @@ class TextWork:
     """Half of a `handle.ModelWork`: everything that does not depend on the request's own parameters."""
 
     shape: Shape
+    links: tuple[tuple[str, str], ...] = ()
     collected = True  # a whole answer may be asked for as a stream
 
     def __init__(self, streamed: bool, include_usage: bool) -> None:
@@ -35,6 +37,9 @@ class TextWork:
             body["stream_options"] = {"include_usage": True}
             if entry.target.continuous_usage:
                 body["stream_options"]["continuous_usage_stats"] = True
+
+    async def fetch(self, fetcher: Fetcher) -> None:
+        raise NotImplementedError  # there are no links
 
     def patience_ms(self, entry: ModelEntry) -> int:
         return entry.timeouts.first_byte_ms if self._streams(entry) else entry.timeouts.total_ms

@@ -21,6 +21,7 @@ from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.embeddings_schema import EMBEDDING, EmbeddingRequest, Encoding, read_embedding
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.fallback import Opened
+from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.handle import handle
 from tollway_serving.gateway.metering import Meter, whole
 from tollway_serving.gateway.parameters import Fitted
@@ -44,6 +45,7 @@ class EmbeddingWork:
     answers = "embeddings"
     prompt = "input"
     streamed = False
+    links: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, request: EmbeddingRequest, ignore: bool) -> None:
         self.request = request
@@ -64,6 +66,9 @@ class EmbeddingWork:
         if "encoding_format" not in entry.parameters:
             self._body.pop("encoding_format", None)
         return next(self._calls(entry, 0))
+
+    async def fetch(self, fetcher: Fetcher) -> None:
+        raise NotImplementedError  # there are no links
 
     def patience_ms(self, entry: ModelEntry) -> int:
         return entry.timeouts.total_ms  # the answer comes whole
