@@ -7,6 +7,7 @@ an odd way to write an address can't change where it goes. Nothing of ours is se
 import asyncio
 import base64
 import socket
+import ssl
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
@@ -90,7 +91,12 @@ class Fetcher:
 
     def _open(self) -> aiohttp.ClientSession:
         connector = aiohttp.TCPConnector(
-            limit=0, force_close=True, use_dns_cache=False, resolver=_Resolver(), socket_factory=self._socket
+            limit=0,
+            force_close=True,
+            use_dns_cache=False,
+            resolver=_Resolver(),
+            socket_factory=self._socket,
+            ssl=ssl.create_default_context(),  # not aiohttp's, which is as old as its import
         )
         return aiohttp.ClientSession(
             connector=connector,
