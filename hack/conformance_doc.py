@@ -120,6 +120,8 @@ def _operations(theirs: Mapping[tuple[str, str], tuple[str, Json]], ours: Mappin
             groups[group] = (here, absent + 1)
     for group, (here, absent) in sorted(groups.items(), key=lambda item: (not item[1][0], item[0])):
         yield f"| {group} | {', '.join(here) or '–'} | {absent or '–'} |"
+    if beyond := sorted(f"`{route.method} {route.path}`" for key, route in ours.items() if key not in theirs):
+        yield f"\nBeyond OpenAI's: {', '.join(beyond)}."
 
 
 def _rows(spec: Json, operation: Json, route: Route, table: Table) -> list[Row]:
