@@ -38,6 +38,9 @@ PROVOKED: Final[dict[str, str]] = {
     "model_overloaded": "test_errors.py::test_models_that_fail",
     "model_starting": "test_errors.py::test_a_model_that_nobody_serves",
     "timeout": "test_errors.py::test_models_that_fail",
+    "idempotency_in_progress": "test_idempotency.py::test_one_in_flight_is_in_progress",
+    "idempotency_not_replayable": "test_idempotency.py::test_a_stream_is_not_given_again",
+    "idempotency_mismatch": "test_idempotency.py::test_a_second_one_gets_the_first_answer_and_its_receipt",
     "ledger_unavailable": "test_money.py::test_a_locked_ledger_is_told_in_time_and_forgotten_when_it_is_back",
 }
 NOT_YET: Final[dict[str, str]] = {
@@ -46,9 +49,6 @@ NOT_YET: Final[dict[str, str]] = {
     "job_not_found": "videos and music",
     "file_too_large": "files",
     "storage_limit_exceeded": "files",
-    "idempotency_in_progress": "Idempotency-Key",
-    "idempotency_not_replayable": "Idempotency-Key",
-    "idempotency_mismatch": "Idempotency-Key",
 }
 
 

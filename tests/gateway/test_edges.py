@@ -272,6 +272,8 @@ def test_every_route_names_its_meter() -> None:
         ("POST", "/chat/completions"): ("requests", "input_tokens", "output_tokens"),
         ("POST", "/completions"): ("requests", "input_tokens", "output_tokens"),
         ("POST", "/embeddings"): ("requests", "input_tokens"),
+        ("GET", "/usage"): (),
+        ("POST", "/usage/completions"): (),
         ("GET", "/models"): (),
         ("GET", "/models/{id}"): (),
         ("GET", "/usage"): (),
