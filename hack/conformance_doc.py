@@ -143,6 +143,8 @@ def _rows(spec: Json, operation: Json, route: Route, table: Table) -> list[Row]:
 
 
 def _verdict(parameter: Parameter) -> str:
+    if parameter.here:
+        return "accepted"
     return {
         "universal": "accepted",
         "engine": "where the model can",
@@ -171,7 +173,7 @@ def _embedded(route: Route, table: Table, parameter: Parameter) -> str:
     except ApiError as refusal:
         values = ", ".join(f"`{orjson.dumps(value).decode()}`" for value in parameter.neutral)
         return f"refused: {refusal.code}" + (f"; {values}" if values else "")
-    return "carried out" if fitted.payload else "no effect"
+    return "carried out" if fitted.payload or fitted.here else "no effect"
 
 
 def _resolve(spec: Json, schema: Json) -> Json:

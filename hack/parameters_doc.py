@@ -40,7 +40,7 @@ def _rows(parameters: Iterable[Parameter]) -> Iterator[str]:
     yield "| parameter | here | always accepted | what |"
     yield "|---|---|---|---|"
     for parameter in parameters:
-        how = _HOW[parameter.how]
+        how = "always; where the model can't, by the gateway" if parameter.here else _HOW[parameter.how]
         if parameter.needs is not None:
             how += f" ({parameter.needs})"
         if parameter.refusal != "unsupported_parameter":

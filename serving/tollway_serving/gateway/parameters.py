@@ -2,7 +2,8 @@
 
 A parameter is one of four: *universal* (each model takes it), *engine* (carried out if the model's entry lists it),
 *hint* (accepted, changes nothing), *never* (would change the answer and nothing here can do it). An engine or never
-parameter whose value is one of `neutral` asks for what happens anyway, so that it counts as a hint. Capability is data
+parameter whose value is one of `neutral` asks for what happens anyway, so that it counts as a hint. What is marked
+`here` the gateway carries out for models that can't. Capability is data
 in the model's entry: nothing here knows a model's or an engine's name.
 """
 
@@ -46,6 +47,7 @@ class Parameter:
     needs: Capability | None = None
     refusal: str = "unsupported_parameter"
     instead: str = ""  # what to write where it is refused
+    here: bool = False  # the gateway carries it out for models that can't
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class Fitted:
 
     payload: dict[str, Any]
     ignored: tuple[str, ...]
+    here: Mapping[str, Any]  # what the gateway carries out in the model's stead
 
 
 class Table:
@@ -92,6 +95,7 @@ class Table:
         """What of `values` this model is sent; ApiError for what it can't do."""
         payload: dict[str, Any] = {}
         ignored: list[str] = []
+        here: dict[str, Any] = {}
         for name, value in values.items():
             parameter = self.parameters[name]
             if parameter.how == "universal" or (
@@ -100,7 +104,11 @@ class Table:
                 and (parameter.needs is None or parameter.needs in model.capabilities)
             ):
                 payload[name] = value
-            elif parameter.how == "hint" or value in parameter.neutral or ignore:
+            elif parameter.how == "hint" or value in parameter.neutral:
+                ignored.append(name)
+            elif parameter.here:
+                here[name] = value
+            elif ignore:
                 ignored.append(name)
             else:
                 raise ApiError(
@@ -110,7 +118,7 @@ class Table:
                     + (f" {parameter.instead}" if parameter.instead else ""),
                     param=name,
                 )
-        return Fitted(payload, tuple(ignored))
+        return Fitted(payload, tuple(ignored), here)
 
 
 def ignored_header(names: Iterable[str]) -> bytes:

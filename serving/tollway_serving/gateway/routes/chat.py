@@ -64,6 +64,7 @@ class ChatWork(TextWork):
             if self._images:
                 body["messages"] = list(inline(body["messages"], self._images))
         self.stream_options(entry, body)
+        self.in_its_stead(fitted, self.request.n)
         return body
 
 

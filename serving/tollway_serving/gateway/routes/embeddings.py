@@ -25,7 +25,8 @@ from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.handle import handle
 from tollway_serving.gateway.metering import Meter, whole
 from tollway_serving.gateway.parameters import Fitted
-from tollway_serving.gateway.relay import read_object, settle_and_send
+from tollway_serving.gateway.peek import read_object
+from tollway_serving.gateway.relay import settle_and_send
 from tollway_serving.gateway.route import Route
 from tollway_serving.gateway.upstream import Answer
 from tollway_serving.gateway.upstream_errors import Failed, unavailable
@@ -45,6 +46,7 @@ class EmbeddingWork:
     answers = "embeddings"
     prompt = "input"
     streamed = False
+    calls = 1  # `following` is for answers that come whole
     links: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, request: EmbeddingRequest, ignore: bool) -> None:
@@ -97,7 +99,7 @@ class EmbeddingWork:
     def following(self, entry: ModelEntry) -> Iterator[dict[str, Any]]:
         return self._calls(entry, entry.inputs_per_call)
 
-    def add(self, peeked: Any, more: Any, meter: Meter) -> None:
+    async def add(self, entry: ModelEntry, answer: Answer, peeked: Any, more: Any, meter: Meter) -> None:
         peeked["vectors"] += more["vectors"]
         known = meter.prompt_tokens is not None and more["tokens"] is not None
         meter.prompt_tokens = meter.prompt_tokens + more["tokens"] if known else None
