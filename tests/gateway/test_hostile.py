@@ -67,6 +67,7 @@ BODIES: list[tuple[bytes, str]] = [
     (GOOD[:-1] + b',"metadata":' + b'{"a":' * 200 + b"1" + b"}" * 201, "invalid_value"),
     (GOOD[:-1] + b',"' + b"x" * 100_000 + b'": 1}', "unsupported_parameter"),
     (b'{"messages": [' + b"1," * 100_000 + b"1]}", "invalid_value"),
+    (b"[" + b"{}," * 1_000_000 + b"1]", "request_too_large"),
     (b"null", "invalid_json"),
     (b'"messages"', "invalid_json"),
     (b"{}", "missing_required_parameter"),

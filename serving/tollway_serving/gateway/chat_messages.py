@@ -137,7 +137,7 @@ class AssistantMessage(TypedDict):
     tool_calls: NotRequired[Annotated[list[ToolCall], Field(max_length=MAX_CALLS, fail_fast=True)] | None]
     refusal: NotRequired[str | None]
     reasoning_content: NotRequired[str | None]
-    annotations: NotRequired[list[Any] | None]
+    annotations: NotRequired[Annotated[list[Any], Field(max_length=128)] | None]
     audio: NotRequired[None]
     function_call: NotRequired[None]
 
