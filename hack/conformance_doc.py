@@ -120,6 +120,8 @@ def _operations(theirs: Mapping[tuple[str, str], tuple[str, Json]], ours: Mappin
             groups[group] = (here, absent + 1)
     for group, (here, absent) in sorted(groups.items(), key=lambda item: (not item[1][0], item[0])):
         yield f"| {group} | {', '.join(here) or '–'} | {absent or '–'} |"
+    if beyond := sorted(f"`{route.method} {route.path}`" for key, route in ours.items() if key not in theirs):
+        yield f"\nBeyond OpenAI's: {', '.join(beyond)}."
 
 
 def _rows(spec: Json, operation: Json, route: Route, table: Table) -> list[Row]:
@@ -141,6 +143,8 @@ def _rows(spec: Json, operation: Json, route: Route, table: Table) -> list[Row]:
 
 
 def _verdict(parameter: Parameter) -> str:
+    if parameter.here:
+        return "accepted"
     return {
         "universal": "accepted",
         "engine": "where the model can",
@@ -169,7 +173,7 @@ def _embedded(route: Route, table: Table, parameter: Parameter) -> str:
     except ApiError as refusal:
         values = ", ".join(f"`{orjson.dumps(value).decode()}`" for value in parameter.neutral)
         return f"refused: {refusal.code}" + (f"; {values}" if values else "")
-    return "carried out" if fitted.payload else "no effect"
+    return "carried out" if fitted.payload or fitted.here else "no effect"
 
 
 def _resolve(spec: Json, schema: Json) -> Json:

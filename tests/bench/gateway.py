@@ -115,6 +115,7 @@ async def serve_gateway(backend: str, port: int, folder: str, log: str) -> None:
     from support.gateway import key, model, plan, write_secrets
 
     from tollway_serving.contract.catalogue import Catalogue, Limits, Quota, Target
+    from tollway_serving.contract.engines import ENGINES
     from tollway_serving.gateway.app import Gateway
     from tollway_serving.gateway.settings import Settings
     from tollway_serving.ledger.publish import open_publisher
@@ -130,13 +131,19 @@ async def serve_gateway(backend: str, port: int, folder: str, log: str) -> None:
         quotas=(Quota(name="tokens", meter="Tokens", limit=10**12), Quota(name="all", meter="Requests", limit=10**10)),
     )
     plain = Target(url=backend, model="m", internal=False, continuous_usage=False)
+    everything = {
+        "capabilities": ("Tools", "StructuredOutput", "Logprobs"),
+        "parameters": ENGINES["remote"].parameters,
+        "context_tokens": 10_000_000,
+    }
     await publisher.publish(
         Catalogue(
             models=(
                 model(backend, queued_requests=10_000, context_tokens=100_000, output_tokens=8192),
                 model(backend, "plain", target=plain, queued_requests=10_000),
+                model(backend, "wide", **everything, queued_requests=10_000),  # for `validation.py`
             ),
-            plans=(plan(model_ids=("small", "plain"), limits=limits),),
+            plans=(plan(model_ids=("small", "plain", "wide"), limits=limits),),
             keys=(key(),),
         )
     )

@@ -1,6 +1,7 @@
 """Clients that mean harm or know no better: each gets the contract's error, and nothing is charged."""
 
 import asyncio
+import time
 import uuid
 from typing import Any
 
@@ -66,6 +67,7 @@ BODIES: list[tuple[bytes, str]] = [
     (GOOD[:-1] + b',"metadata":' + b'{"a":' * 200 + b"1" + b"}" * 201, "invalid_value"),
     (GOOD[:-1] + b',"' + b"x" * 100_000 + b'": 1}', "unsupported_parameter"),
     (b'{"messages": [' + b"1," * 100_000 + b"1]}", "invalid_value"),
+    (b"[" + b"{}," * 1_000_000 + b"1]", "request_too_large"),
     (b"null", "invalid_json"),
     (b'"messages"', "invalid_json"),
     (b"{}", "missing_required_parameter"),
@@ -79,6 +81,44 @@ async def test_bodies(running: Running, subtests: pytest.Subtests) -> None:
             error = check_error(answer, code)
             assert len(orjson.dumps(answer[2])) < 2000, "what was sent is not sent back"
             assert error["message"].isprintable()
+    await unharmed(running)
+
+
+def many(part: bytes, before: bytes = GOOD[:-1] + b",", after: bytes = b"]}", size: int = 2_000_000) -> bytes:
+    """`part` again and again, to `size` bytes."""
+    return before + b",".join([part] * (size // (len(part) + 1))) + after
+
+
+TURN = b'{"messages":[{"role":"assistant","content":"x",'
+CROWDS: list[tuple[str, bytes]] = [
+    (PATH, many(b"{}", b'{"messages":[')),
+    (PATH, many(b'{"role":"x"}', b'{"messages":[')),
+    (PATH, many(many(b'{"type":"text"}', b'{"role":"user","content":[', size=30_000), b'{"messages":[')),
+    (PATH, many(many(b'{"type":"text","text":""}', b'{"role":"user","content":[', size=50_000), b'{"messages":[')),
+    (PATH, many(b"{}", TURN + b'"tool_calls":[', b"]}]}")),
+    (PATH, many(b'{"id":"","type":"function","function":{}}', TURN + b'"tool_calls":[', b"]}]}")),
+    (PATH, many(b"1", GOOD[:-1] + b',"stop":[')),
+    (PATH, many(b"{}", GOOD[:-1] + b',"tools":[')),
+    (PATH, GOOD[:-1] + b',"metadata":{' + b",".join(b'"%d":1' % n for n in range(200_000)) + b"}}"),
+    (PATH, GOOD[:-1] + b',"logit_bias":{' + b",".join(b'"%d":999' % n for n in range(200_000)) + b"}}"),
+    ("/v1/embeddings", many(b"-1", b'{"model":"small","input":[')),
+    ("/v1/embeddings", many(b"1", b'{"model":"small","input":[', size=4_000_000)),
+    ("/v1/embeddings", many(b"[-1,-1,-1]", b'{"model":"small","input":[')),
+    ("/v1/embeddings", many(many(b"1", b"[", b"]", 2000), b'{"model":"small","input":[', size=4_000_000)),
+    ("/v1/completions", many(b'""', b'{"model":"small","prompt":[')),
+]
+
+
+async def test_crowds_of_wrong_members_are_refused_at_the_first(running: Running, subtests: pytest.Subtests) -> None:
+    """The event loop is every request's: two megabytes may keep it for the time of their parsing, not of millions of
+    findings (which took minutes)."""
+    for path, body in CROWDS:
+        with subtests.test(body=repr(body[:60])):
+            began = time.process_time()
+            answer = await raw(running, post(body, path=path))
+            check_error(answer, answer[2]["error"]["code"])
+            assert answer[2]["error"]["code"] in ("invalid_value", "missing_required_parameter")
+            assert time.process_time() - began < 1.5
     await unharmed(running)
 
 

@@ -205,6 +205,20 @@ def test_a_remote_model_may_be_one_for_embeddings(objects: Objects) -> None:
     assert {"dimensions", "encoding_format"} <= set(entry.parameters)
 
 
+def test_a_remote_model_may_take_more_than_it_does_by_default(objects: Objects) -> None:
+    far: dict[str, Any] = {"engine": {"name": "remote"}, "remote": {"url": "https://example.com/v1"}}
+    objects.put("ModelDeployment", "far", far)
+    objects.put("ModelDeployment", "wide", {**far, "capabilities": ["AudioInput", "FileInput", "Reasoning"]})
+    desired = objects.built()
+    plain, wide = model(desired, "far").entry, model(desired, "wide").entry
+    assert plain is not None
+    assert wide is not None
+    assert not {"AudioInput", "FileInput", "Reasoning"} & set(plain.capabilities)
+    assert set(wide.capabilities) == {"AudioInput", "FileInput", "Reasoning"}
+    assert "reasoning_effort" not in plain.parameters
+    assert "reasoning_effort" in wide.parameters
+
+
 def test_gpus_that_a_ray_cluster_lacks(objects: Objects) -> None:
     objects.put("ModelDeployment", "m", llama(resources={"gpus": 1, "accelerator": "NVIDIA-L4"}))
     desired = objects.built(CLUSTER, ray=RayStatus({}))

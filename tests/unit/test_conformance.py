@@ -68,7 +68,7 @@ def test_compares(conformance: Any) -> None:
         "user": ["hint", "no effect", ""],
         "stream": ["accepted", "carried out", ""],
         "temperature": ["where the model can", "carried out", ""],
-        "stop": ["where the model can", "carried out", "no boolean"],
+        "stop": ["accepted", "carried out", "no boolean"],
         "telepathy": ["absent", "refused", ""],
     }
     assert "| completions | `POST /completions` | 1 |" in page
@@ -94,10 +94,13 @@ def test_narrower_names_and_kinds(conformance: Any) -> None:
 
 @pytest.mark.parametrize("title", [title for title, (_, table) in TABLES.items() if table is not None])
 def test_page_is_what_the_tables_say(conformance: Any, title: str) -> None:
-    """Stale? Run hack/conformance with OpenAI's file."""
+    """Stale, or lacks a new route? Run hack/conformance with OpenAI's file."""
     route, table = TABLES[title]
     assert table is not None
-    found = rows((ROOT / "docs" / "conformance.md").read_text("utf-8"), title)
+    page = (ROOT / "docs" / "conformance.md").read_text("utf-8")
+    found = rows(page, title)
+    beyond = page.rpartition("Beyond OpenAI's: ")[2]
+    assert bool(found) != (f"`{title}`" in beyond), f"{title} is not in the page: run hack/conformance"
     for name, (here, embedded, _) in found.items():
         parameter = table.parameters.get(name)
         if parameter is None:
@@ -105,3 +108,13 @@ def test_page_is_what_the_tables_say(conformance: Any, title: str) -> None:
         else:
             assert here == conformance._verdict(parameter), name
             assert embedded == conformance._embedded(route, table, parameter), name
+
+
+def test_page_has_every_route(conformance: Any) -> None:
+    """A new route is in the page: among OpenAI's operations, or as one that goes beyond them."""
+    page = (ROOT / "docs" / "conformance.md").read_text("utf-8")
+    listed = {
+        (method.lower(), conformance._shape(path))
+        for method, path in re.findall(r"`([A-Z]+) (/[^`]*)`", page.partition("## Operations")[2])
+    }
+    assert listed == {(route.method.lower(), conformance._shape(route.path)) for route in ROUTES if not route.bare}

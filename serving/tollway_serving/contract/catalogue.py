@@ -26,7 +26,7 @@ Endpoint = Literal[
     "DocumentsAnonymize",
     "DocumentsStripMetadata",
 ]
-Capability = Literal["Tools", "ImageInput", "AudioInput", "StructuredOutput", "Logprobs", "Reasoning"]
+Capability = Literal["Tools", "ImageInput", "AudioInput", "FileInput", "StructuredOutput", "Logprobs", "Reasoning"]
 FallbackReason = Literal["Unavailable", "Overloaded", "Timeout", "RateLimited", "ContextTooLong", "CreditsLow"]
 Protocol = Literal["OpenAI", "Anthropic", "Gemini"]
 ModelState = Literal["Ready", "Starting", "Asleep", "Unavailable"]

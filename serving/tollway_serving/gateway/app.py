@@ -21,6 +21,7 @@ from tollway_serving.gateway.call import Call, ClientGone
 from tollway_serving.gateway.catalogue import Access, Catalogue
 from tollway_serving.gateway.errors import ApiError, internal_error
 from tollway_serving.gateway.fallback import Fallbacks
+from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.ids import uuid7
 from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.receipts import Settler
@@ -88,7 +89,9 @@ class Gateway:
         self.catalogue = Catalogue(self.ledger)
         await self._upstream.start()
         admission = Admission(self.ledger, self.settler, self.metrics, self.owner)
-        self.fallbacks = Fallbacks(self.catalogue, admission, self._upstream, self.ledger, self.metrics)
+        settings = self.settings
+        self._fetcher = Fetcher(settings.image_bytes, settings.image_timeout_s, settings.image_networks)
+        self.fallbacks = Fallbacks(self.catalogue, admission, self._upstream, self._fetcher, self.ledger, self.metrics)
         port = self.metrics.start(self.settings.metrics_host, self.settings.metrics_port)
         self._metrics_url = f"http://{self.settings.metrics_address or self.settings.metrics_host}:{port}/metrics"
         await self._start_ledger()
@@ -110,6 +113,7 @@ class Gateway:
         await self.catalogue.close()
         if self._ledger_started:
             await self.ledger.close()
+        await self._fetcher.close()
         await self._upstream.close()
         self.metrics.close()
         self.access_log.flush()

@@ -19,6 +19,7 @@ from tollway_serving.ledger.ops import Repeat
 Header = tuple[bytes, bytes]
 
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
+_MOST_OPENED = 1_000_000  # braces and brackets: an empty object takes 30 times its two bytes of memory
 _CLOSE = ((b"connection", b"close"),)  # the rest of the body would be read for nothing
 
 
@@ -92,6 +93,8 @@ class Call:
         if (self.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
             raise ApiError("invalid_value", "A compressed body is not supported; send it without Content-Encoding.")
         body = await self.body(limit, timeout_s)
+        if body.count(b"{") + body.count(b"[") > _MOST_OPENED:
+            raise ApiError("request_too_large", f"The body may have at most {_MOST_OPENED} objects and lists.")
         if self.header(b"idempotency-key") is not None:
             self.body_sha256 = sha256(body).hexdigest()
         try:

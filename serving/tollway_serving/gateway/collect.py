@@ -9,7 +9,7 @@ from typing import Any
 from tollway_serving.contract.catalogue import ModelEntry
 from tollway_serving.gateway import sse
 from tollway_serving.gateway.metering import Meter
-from tollway_serving.gateway.relay import MAX_ANSWER, Peeked, parse_chunk
+from tollway_serving.gateway.peek import MAX_ANSWER, Peeked, parse_chunk
 from tollway_serving.gateway.shapes import Joined, Shape
 from tollway_serving.gateway.upstream import Answer
 from tollway_serving.gateway.upstream_errors import error_event, unavailable
@@ -67,6 +67,8 @@ class _Parts:
             joined = self._choices.get(index)
             if joined is None:
                 joined = self._choices[index] = self._shape.joined(index)
+            if choice.get("logprobs") is not None:
+                self._shape.shape_logprobs(choice)
             joined.add(choice)
 
     def complete(self) -> bool:

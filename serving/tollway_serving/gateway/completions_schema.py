@@ -33,7 +33,12 @@ COMPLETION = Table(
         ),
         *_as_in_chat("temperature", "top_p"),
         Parameter(
-            "n", Annotated[int, Field(ge=1, le=MAX_CHOICES)], "engine", "How many choices a prompt.", neutral=(1,)
+            "n",
+            Annotated[int, Field(ge=1, le=MAX_CHOICES)],
+            "engine",
+            "How many choices a prompt.",
+            neutral=(1,),
+            here=True,
         ),
         Parameter(
             "best_of",

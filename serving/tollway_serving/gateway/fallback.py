@@ -6,8 +6,9 @@ beginning; only then is a model chosen, and the client's headers can go out. The
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
@@ -18,6 +19,7 @@ from tollway_serving.gateway.admission import Admission, CatalogueMoved, Estimat
 from tollway_serving.gateway.call import Call
 from tollway_serving.gateway.catalogue import Access, Catalogue, Model
 from tollway_serving.gateway.errors import ApiError, internal_error
+from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.metering import Coverage, Meter
 from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.parameters import Fitted
@@ -47,6 +49,8 @@ class Work(Protocol):
     path: str  # behind the target's URL
     prompt: str  # the parameter that has the prompt, for errors
     streamed: bool  # what is generated goes out at once: the ledger has to know of it before
+    calls: int  # that one streamed answer takes, as `payload` found
+    links: tuple[tuple[str, str], ...]  # of the request as it was fitted last: what our own models get inline
 
     def fit(self, model: Model) -> Fitted: ...
 
@@ -54,6 +58,9 @@ class Work(Protocol):
 
     def payload(self, fitted: Fitted, entry: ModelEntry, granted: int) -> dict[str, Any]:
         """The request's body; `granted` tokens may be generated, all choices together."""
+
+    async def fetch(self, fetcher: Fetcher) -> None:
+        """Gets what the links point to, for `payload`. ApiError if that can't be had."""
 
     def patience_ms(self, entry: ModelEntry) -> int:
         """How long `peek` may take."""
@@ -67,8 +74,8 @@ class Work(Protocol):
     def following(self, entry: ModelEntry) -> Iterable[dict[str, Any]]:
         """Bodies of further calls that one answer needs, one after the other; after `complete`."""
 
-    def add(self, peeked: Any, more: Any, meter: Meter) -> None:
-        """Takes what a following call answered into the first one's answer."""
+    async def add(self, entry: ModelEntry, answer: Answer, peeked: Any, more: Any, meter: Meter) -> None:
+        """Takes what a following call answered (and `peek` said of it) into the first one's answer."""
 
     def blame(self, found: Failed | ApiError) -> Failed | ApiError:
         """A model's refusal as the client can understand it."""
@@ -98,7 +105,7 @@ class Gate:
 class Opened:
     """A model that began to answer. `close` must be called once, whatever happens."""
 
-    __slots__ = ("_gate", "answer", "charge", "coverage", "deadline", "entry", "ignored", "meter", "peeked")
+    __slots__ = ("_gate", "again", "answer", "charge", "coverage", "deadline", "entry", "ignored", "meter", "peeked")
 
     def __init__(
         self, gate: Gate, entry: ModelEntry, charge: Charge, estimate: Estimate, ignored: tuple[str, ...]
@@ -112,6 +119,8 @@ class Opened:
         self.answer: Answer | None = None
         self.coverage: Coverage | None = None
         self.peeked: Any = None
+        # Opens the next call that a streamed answer needs, and answers whether there was one. ApiError if it fails.
+        self.again: Callable[[], Awaitable[bool]] | None = None
 
     def close_answer(self) -> None:
         """Nothing more is read: the model stops if it has not ended."""
@@ -137,9 +146,16 @@ class Fallbacks:
     """Chooses for all requests of a replica."""
 
     def __init__(
-        self, catalogue: Catalogue, admission: Admission, upstream: Upstream, ledger: Ledger, metrics: Metrics
+        self,
+        catalogue: Catalogue,
+        admission: Admission,
+        upstream: Upstream,
+        fetcher: Fetcher,
+        ledger: Ledger,
+        metrics: Metrics,
     ) -> None:
         self._catalogue = catalogue
+        self._fetcher = fetcher
         self._admission = admission
         self._upstream = upstream
         self._ledger = ledger
@@ -276,19 +292,41 @@ class Fallbacks:
         entry, charge = opened.entry, opened.charge
         if work.streamed:
             opened.coverage = Coverage(self._ledger, charge.id, charge.reserved.output_tokens)
+        if work.links and entry.target.internal:
+            await work.fetch(self._fetcher)
         body = work.payload(fitted, entry, charge.reserved.output_tokens)
         try:
             answer, opened.peeked = await self._post(call, work, opened, body)
-            if not work.streamed:
+            if work.streamed:
+                if work.calls > 1:
+                    opened.again = partial(self._again, call, work, opened, iter(work.following(entry)))
+            else:
                 async with asyncio.timeout(opened.deadline - time.monotonic()):
                     opened.peeked = await work.complete(entry, answer, opened.peeked, opened.meter)
                     for body in work.following(entry):
-                        _, more = await self._post(call, work, opened, body)
-                        work.add(opened.peeked, more, opened.meter)
+                        opened.close_answer()
+                        following, more = await self._post(call, work, opened, body)
+                        await work.add(entry, following, opened.peeked, more, opened.meter)
         except TimeoutError:
             raise timed_out(entry, "no answer in time") from None
         except UpstreamFailed as failure:
             raise broken(entry, failure) from None
+
+    async def _again(self, call: Call, work: Work, opened: Opened, bodies: Iterator[dict[str, Any]]) -> bool:
+        body = next(bodies, None)
+        if body is None:
+            return False
+        opened.close_answer()
+        opened.meter.next_call()
+        try:
+            _, opened.peeked = await self._post(call, work, opened, body)
+        except TimeoutError:
+            raise timed_out(opened.entry, "no answer in time").error from None
+        except UpstreamFailed as failure:
+            raise broken(opened.entry, failure).error from None
+        except Failed as failed:
+            raise failed.error from None
+        return True
 
     async def _post(self, call: Call, work: Work, opened: Opened, body: dict[str, Any]) -> tuple[Answer, Any]:
         entry = opened.entry

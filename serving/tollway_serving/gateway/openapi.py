@@ -172,7 +172,7 @@ def _describe(schema: Json, table: Table) -> None:
 
 
 def _text(parameter: Parameter) -> str:
-    how = _HOW[parameter.how]
+    how = "Where the model can't carry it out, the gateway does." if parameter.here else _HOW[parameter.how]
     if parameter.neutral and parameter.how in ("engine", "never"):
         values = " or ".join(orjson.dumps(value).decode() for value in parameter.neutral)
         how += f" {values} is always accepted, because it is what happens anyway."

@@ -154,6 +154,7 @@ OPERATIONS: Final[dict[tuple[str, str], Operation]] = {
             "image_not_supported_by_model",
             "tools_not_supported_by_model",
             "unsupported_file_format",
+            "file_not_found",
         ),
         request=CHAT,
         examples={

@@ -11,7 +11,6 @@ from typing import Any
 import orjson
 import structlog
 
-from tollway_serving.contract.catalogue import ModelEntry
 from tollway_serving.contract.units import MICRO
 from tollway_serving.gateway import sse
 from tollway_serving.gateway.call import Call, Header
@@ -19,91 +18,15 @@ from tollway_serving.gateway.errors import ApiError, internal_error, ledger_unav
 from tollway_serving.gateway.fallback import Opened
 from tollway_serving.gateway.metering import Meter
 from tollway_serving.gateway.once import kept
+from tollway_serving.gateway.peek import parse_chunk
 from tollway_serving.gateway.receipts import credits_text
 from tollway_serving.gateway.shapes import Shape
-from tollway_serving.gateway.upstream import Answer, UpstreamFailed, read_all
-from tollway_serving.gateway.upstream_errors import Failed, error_event, unavailable
+from tollway_serving.gateway.stops import Stopper
+from tollway_serving.gateway.upstream import UpstreamFailed
+from tollway_serving.gateway.upstream_errors import Failed, error_event
 from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 
 log = structlog.get_logger(__name__)
-
-MAX_ANSWER = 64 * 1024 * 1024
-
-
-async def read_object(entry: ModelEntry, answer: Answer, prompt: str) -> dict[str, Any]:
-    """The JSON object that an answer is. Failed or ApiError where it is none, or is an error."""
-    body = await read_all(answer, MAX_ANSWER)
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        raise unavailable(entry, "the answer is no JSON") from None
-    if not isinstance(value, dict):
-        raise unavailable(entry, "the answer is no object")
-    if value.get("error"):
-        raise error_event(entry, value["error"], prompt)
-    return value
-
-
-async def peek_whole(entry: ModelEntry, answer: Answer, shape: Shape) -> dict[str, Any]:
-    """The parsed answer of a call that is not streamed."""
-    value = await read_object(entry, answer, shape.prompt)
-    choices = value.get("choices")
-    if isinstance(choices, list) and choices:
-        field, kind = shape.whole_field, shape.whole_type
-        if all(isinstance(choice, dict) and isinstance(choice.get(field), kind) for choice in choices):
-            return value
-    raise unavailable(entry, f"the answer is no {shape.name}")
-
-
-class Peeked:
-    """A stream's beginning."""
-
-    __slots__ = ("events", "reader")
-
-    def __init__(self, reader: sse.EventReader, events: list[bytes]) -> None:
-        self.reader = reader
-        self.events = events
-
-
-async def peek_stream(entry: ModelEntry, answer: Answer, shape: Shape) -> Peeked:
-    """Reads until the first event is whole and is a chunk."""
-    if answer.content_type != "text/event-stream":
-        raise unavailable(entry, f"a stream was asked for, {answer.content_type[:50]!r} came")
-    reader = sse.EventReader()
-    while True:
-        data = await answer.chunk()
-        if not data:
-            raise unavailable(entry, "the stream ended before its first event")
-        try:
-            events = reader.feed(data)
-        except sse.TooLong:
-            raise unavailable(entry, "an event is too long") from None
-        if events:
-            break
-    first = parse_chunk(events[0], shape)
-    if first is None:
-        raise unavailable(entry, "the first event is no chunk")
-    if first.get("error"):
-        raise error_event(entry, first["error"], shape.prompt)
-    return Peeked(reader, events)
-
-
-def parse_chunk(payload: bytes, shape: Shape) -> dict[str, Any] | None:
-    """A chunk or an error; None: neither."""
-    try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return None
-    if type(value) is not dict:
-        return None
-    choices = value.get("choices")
-    if type(choices) is list:
-        for choice in choices:
-            if type(choice) is not dict or type(choice.get(shape.chunk_field)) is not shape.chunk_type:
-                return None
-    elif not value.get("error"):
-        return None
-    return value
 
 
 async def send_whole(call: Call, opened: Opened, headers: list[Header], shape: Shape) -> None:
@@ -111,12 +34,12 @@ async def send_whole(call: Call, opened: Opened, headers: list[Header], shape: S
     value: dict[str, Any] = opened.peeked
     entry, meter = opened.entry, opened.meter
     choices = value["choices"]
-    if not meter.usage(value.get("usage")) and not meter.tokens:
-        meter.text(sum(shape.size(choice) for choice in choices))
+    count_whole(value, meter, shape)
     for index, choice in enumerate(choices):
         shape.tidy(choice)
         choice.setdefault("index", index)
-        choice.setdefault("logprobs", None)
+        if choice.setdefault("logprobs", None) is not None:
+            shape.shape_logprobs(choice)
         choice.setdefault("finish_reason", "stop")
         for name in choice.keys() - shape.whole_fields:
             del choice[name]
@@ -131,6 +54,15 @@ async def send_whole(call: Call, opened: Opened, headers: list[Header], shape: S
     if isinstance(value.get("system_fingerprint"), str):
         body["system_fingerprint"] = value["system_fingerprint"]
     await settle_and_send(call, opened, headers, orjson.dumps(body))
+
+
+def count_whole(value: dict[str, Any], meter: Meter, shape: Shape) -> None:
+    """Counts what one call answered, once."""
+    if value.get("counted"):
+        return
+    value["counted"] = True
+    if not meter.usage(value.get("usage")) and not meter.called:
+        meter.text(sum(shape.size(choice) for choice in value["choices"]))
 
 
 async def settle_and_send(call: Call, opened: Opened, headers: list[Header], body: bytes) -> None:
@@ -167,6 +99,8 @@ class Stream:
         self._finished: set[int] = set()
         self._seen: set[int] = set()
         self._done = False
+        self._calls, self._number = 1, 0
+        self._stopper: Stopper | None = None
         self._first_ms = call.milliseconds()
         first = parse_chunk(opened.peeked.events[0], shape) or {}
         head = {
@@ -180,6 +114,11 @@ class Stream:
         self._before = b"data: " + orjson.dumps(head)[:-1] + b',"choices":'
         self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
 
+    def in_its_stead(self, calls: int, stopper: Stopper | None) -> None:
+        """The answer takes several calls of the model, or ends at texts that the model does not know of."""
+        self._calls = calls
+        self._stopper = stopper
+
     async def run(self) -> None:
         """Sends everything. Returns normally for any end that the client could be told of."""
         opened, call = self._opened, self._call
@@ -188,6 +127,8 @@ class Stream:
             async with asyncio.timeout_at(asyncio.get_running_loop().time() + opened.deadline - time.monotonic()):
                 await self._head()
                 error = await self._body()
+                while error is None and await self._again():
+                    error = await self._body()
         except TimeoutError:
             error = ApiError("timeout", "The answer took too long.")
         except ApiError as raised:
@@ -238,7 +179,8 @@ class Stream:
                 else:
                     if choices := self._count(chunk):
                         out.append(self._before + orjson.dumps(choices) + self._after)
-                    continue
+                    if not self._done:
+                        continue
                 break
             if out:
                 if not coverage.covers(meter):
@@ -270,6 +212,8 @@ class Stream:
         for choice in choices:
             for name in choice.keys() - self._shape.chunk_fields:
                 del choice[name]
+            if choice.get("logprobs") is not None:
+                self._shape.shape_logprobs(choice)
             for name in self._shape.chunk_nulls:
                 choice.setdefault(name, None)
             index = choice.setdefault("index", 0)
@@ -278,7 +222,29 @@ class Stream:
             self._seen.add(index)
             if choice.setdefault("finish_reason", None) is not None:
                 self._finished.add(index)
+        return choices if self._calls == 1 and self._stopper is None else self._changed(choices)
+
+    def _changed(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Up to a stop sequence, and with the index that the choice has among those of all calls."""
+        if self._stopper is not None:
+            choices = self._stopper.feed(choices)
+            self._done = self._stopper.ended
+        for choice in choices:
+            choice["index"] = choice["index"] * self._calls + self._number
         return choices
+
+    async def _again(self) -> bool:
+        """Whether another call was opened for the next choices."""
+        again = self._opened.again
+        if again is None or not await again():
+            return False
+        self._number += 1
+        self._done = False
+        self._seen.clear()
+        self._finished.clear()
+        if self._stopper is not None:
+            self._stopper = self._stopper.again()
+        return True
 
     def _cut(self) -> ApiError:
         return ApiError("model_unavailable", "The model stopped before its answer was complete.")

@@ -6,11 +6,15 @@ Secrets are not settings: `secrets` reads them from files and again when they ch
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, IPvAnyNetwork
 
 PREFIX = "TOLLWAY_"
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -26,6 +30,10 @@ class Settings(BaseModel):
     metrics_address: str | None = None  # host that Prometheus reaches this replica by; by default metrics_host
     max_body_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)
     body_timeout_s: float = Field(default=30.0, gt=0)  # from the headers to the last byte of a request's body
+    image_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)  # of all images behind one request's links
+    image_timeout_s: float = Field(default=10.0, gt=0)  # until all of them are here
+    # Networks that such links may point into though they are not public ones: 10.1.0.0/16,fd00::/8
+    image_networks: Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_split)] = ()
     max_requests: int = Field(default=2000, ge=1)  # in progress at once in this replica
     client_address_header: str | None = (
         None  # its last element is the client's address; set only behind a trusted proxy

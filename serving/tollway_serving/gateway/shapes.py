@@ -4,7 +4,8 @@ A shape says what a choice looks like, whole and in a stream's chunks; how answe
 is the same for both.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import zip_longest
 from typing import Any, Final, Protocol
 
 import orjson
@@ -41,6 +42,14 @@ class Shape(Protocol):
     chunk_nulls: tuple[str, ...]  # what a chunk's choice has at least as null, beside its reason to finish
     joined: Callable[[int], Joined]
 
+    def shape_logprobs(self, choice: dict[str, Any]) -> None:
+        """Gives the log probabilities of a choice that has some OpenAI's shape."""
+
+    def text(self, choice: dict[str, Any]) -> str:
+        """What a whole choice, or a chunk's, says; "" where it says nothing."""
+
+    def set_text(self, choice: dict[str, Any], text: str) -> None: ...
+
     def size(self, choice: dict[str, Any]) -> int:
         """UTF-8 bytes of what was generated, for a whole choice or a chunk's that has no counts."""
 
@@ -62,6 +71,25 @@ class _Chat:
 
     def __init__(self) -> None:
         self.joined: Callable[[int], Joined] = _JoinedChat
+
+    def shape_logprobs(self, choice: dict[str, Any]) -> None:
+        found = choice["logprobs"]
+        if type(found) is not dict:
+            choice["logprobs"] = None
+            return
+        if "content" not in found and isinstance(found.get("tokens"), list):
+            found = choice["logprobs"] = {"content": list(_entries(found)), "refusal": None}
+        for entry in found.get("content") or ():
+            if isinstance(entry, dict) and ("bytes" not in entry or "top_logprobs" not in entry):
+                entry.setdefault("bytes", _bytes(entry.get("token")))
+                entry.setdefault("top_logprobs", [])
+
+    def text(self, choice: dict[str, Any]) -> str:
+        said = (choice.get("delta") or choice.get("message") or {}).get("content")
+        return said if isinstance(said, str) else ""
+
+    def set_text(self, choice: dict[str, Any], text: str) -> None:
+        choice["delta" if "delta" in choice else "message"]["content"] = text
 
     def size(self, choice: dict[str, Any]) -> int:
         generated = choice.get("delta")
@@ -97,6 +125,16 @@ class _Completion:
 
     def __init__(self) -> None:
         self.joined: Callable[[int], Joined] = _JoinedCompletion
+
+    def shape_logprobs(self, choice: dict[str, Any]) -> None:
+        if type(choice["logprobs"]) is not dict:
+            choice["logprobs"] = None
+
+    def text(self, choice: dict[str, Any]) -> str:
+        return str(choice["text"])
+
+    def set_text(self, choice: dict[str, Any], text: str) -> None:
+        choice["text"] = text
 
     def size(self, choice: dict[str, Any]) -> int:
         return len(choice["text"].encode("utf-8", "surrogatepass"))
@@ -171,6 +209,24 @@ class _JoinedCompletion(_Choice):
 
     def whole(self) -> dict[str, Any]:
         return self._whole("text", "".join(self._texts))
+
+
+def _entries(older: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """A chat's log probabilities from the older completions' lists, as some engines answer chats."""
+    tokens, values, tops = (older.get(name) or () for name in ("tokens", "token_logprobs", "top_logprobs"))
+    for token, value, top in zip_longest(tokens, values, tops):
+        if isinstance(token, str):
+            others = top.items() if isinstance(top, dict) else ()
+            yield {
+                "token": token,
+                "logprob": value if isinstance(value, int | float) else -9999.0,  # OpenAI's "not known"
+                "bytes": _bytes(token),
+                "top_logprobs": [{"token": other, "logprob": found, "bytes": _bytes(other)} for other, found in others],
+            }
+
+
+def _bytes(token: Any) -> list[int] | None:
+    return list(token.encode("utf-8", "surrogatepass")) if isinstance(token, str) else None
 
 
 def _add_call(calls: list[dict[str, Any]], part: dict[str, Any]) -> None:

@@ -2,14 +2,23 @@
 
 from typing import Annotated, Any
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic_core import PydanticCustomError
 
 from tollway_serving.gateway.admission import Prompt
 
 MAX_TEXTS = 2048
+MAX_TOKENS = 2**20  # of all token lists together: more are checked for too long
 _Text = Annotated[str, Field(min_length=1)]
 _Token = Annotated[int, Field(ge=0, lt=2**31)]
-_Tokens = Annotated[list[_Token], Field(min_length=1)]
+_Tokens = Annotated[list[_Token], Field(min_length=1, max_length=MAX_TOKENS, fail_fast=True)]
+
+
+def _bounded(lists: Any) -> Any:
+    few = type(lists) is list and len(lists) <= MAX_TEXTS
+    if few and sum(len(one) for one in lists if type(one) is list) > MAX_TOKENS:
+        raise PydanticCustomError("too_long", "there can be at most {most} tokens in all", {"most": MAX_TOKENS})
+    return lists
 
 
 def _form(value: Any) -> str:
@@ -21,9 +30,12 @@ def _form(value: Any) -> str:
 
 TextInput = Annotated[
     Annotated[_Text, Tag("text")]
-    | Annotated[Annotated[list[_Text], Field(min_length=1, max_length=MAX_TEXTS)], Tag("texts")]
+    | Annotated[Annotated[list[_Text], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True)], Tag("texts")]
     | Annotated[_Tokens, Tag("tokens")]
-    | Annotated[Annotated[list[_Tokens], Field(min_length=1, max_length=MAX_TEXTS)], Tag("token lists")],
+    | Annotated[
+        Annotated[list[_Tokens], Field(min_length=1, max_length=MAX_TEXTS, fail_fast=True), BeforeValidator(_bounded)],
+        Tag("token lists"),
+    ],
     Discriminator(_form),
 ]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
-from tollway_serving.gateway.chat_schema import strict
+from tollway_serving.gateway.chat_messages import strict
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.parameters import Parameter, Table
 from tollway_serving.ledger.questions import Dimension, WindowQuery

@@ -7,7 +7,9 @@ from tollway_serving.gateway import shapes
 from tollway_serving.gateway.admission import Estimate, Prompt, estimate_text
 from tollway_serving.gateway.call import Call
 from tollway_serving.gateway.catalogue import Model
+from tollway_serving.gateway.chat_messages import inline
 from tollway_serving.gateway.chat_schema import ChatRequest, fit_chat, read_chat
+from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.handle import handle
 from tollway_serving.gateway.parameters import Fitted
 from tollway_serving.gateway.route import Route
@@ -34,13 +36,19 @@ class ChatWork(TextWork):
         self.ignore = ignore
         self.model = request.model
         self.unknown = request.unknown
+        self._images: dict[str, str] = {}
 
     def fit(self, model: Model) -> Fitted:
-        return fit_chat(self.request, model, self.ignore)
+        fitted, self.links = fit_chat(self.request, model, self.ignore)
+        return fitted
+
+    async def fetch(self, fetcher: Fetcher) -> None:
+        self._images = self._images or await fetcher.images(self.links)
 
     def estimate(self, entry: ModelEntry, first: bool) -> Estimate:
         request = self.request
-        prompt = Prompt(request.prompt_bytes, messages=request.messages, has_media=bool(request.media))
+        spoken = len(request.values["messages"])
+        prompt = Prompt(request.prompt_bytes, messages=spoken, has_media=bool(request.spoken.media))
         return estimate_text(
             entry, (prompt,), n=request.n, wanted=request.max_tokens, maximum="max_completion_tokens", first=first
         )
@@ -53,7 +61,10 @@ class ChatWork(TextWork):
         body["max_completion_tokens"] = limit
         if entry.target.internal:
             body["max_tokens"] = limit
+            if self._images:
+                body["messages"] = list(inline(body["messages"], self._images))
         self.stream_options(entry, body)
+        self.in_its_stead(fitted, self.request.n)
         return body
 
 

@@ -8,6 +8,7 @@ from tollway_serving.gateway.admission import Estimate, estimate_text
 from tollway_serving.gateway.call import Call
 from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.completions_schema import COMPLETION, DEFAULT_TOKENS, CompletionRequest, read_completion
+from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.handle import handle
 from tollway_serving.gateway.parameters import Fitted
 from tollway_serving.gateway.route import Route
@@ -40,6 +41,10 @@ class CompletionWork(TextWork):
         fitted = COMPLETION.fit(self.request.values, model, self.ignore)
         for name in ("stream", "stream_options"):
             fitted.payload.pop(name, None)
+        for name, other in (("n", "best_of"), ("stop", "echo")):
+            if name in fitted.here and other in fitted.payload:
+                text = f"The model '{model.entry.model_id}' does not support '{name}' together with '{other}'."
+                raise ApiError("unsupported_parameter", text, param=name)
         return fitted
 
     def estimate(self, entry: ModelEntry, first: bool) -> Estimate:
@@ -59,6 +64,7 @@ class CompletionWork(TextWork):
         body["model"] = entry.target.model
         body["max_tokens"] = granted // self.request.generated
         self.stream_options(entry, body)
+        self.in_its_stead(fitted, self.request.generated)
         return body
 
 

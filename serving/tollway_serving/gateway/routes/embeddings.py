@@ -21,10 +21,12 @@ from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.embeddings_schema import EMBEDDING, EmbeddingRequest, Encoding, read_embedding
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.fallback import Opened
+from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.handle import handle
 from tollway_serving.gateway.metering import Meter, whole
 from tollway_serving.gateway.parameters import Fitted
-from tollway_serving.gateway.relay import read_object, settle_and_send
+from tollway_serving.gateway.peek import read_object
+from tollway_serving.gateway.relay import settle_and_send
 from tollway_serving.gateway.route import Route
 from tollway_serving.gateway.upstream import Answer
 from tollway_serving.gateway.upstream_errors import Failed, unavailable
@@ -44,6 +46,8 @@ class EmbeddingWork:
     answers = "embeddings"
     prompt = "input"
     streamed = False
+    calls = 1  # `following` is for answers that come whole
+    links: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, request: EmbeddingRequest, ignore: bool) -> None:
         self.request = request
@@ -64,6 +68,9 @@ class EmbeddingWork:
         if "encoding_format" not in entry.parameters:
             self._body.pop("encoding_format", None)
         return next(self._calls(entry, 0))
+
+    async def fetch(self, fetcher: Fetcher) -> None:
+        raise NotImplementedError  # there are no links
 
     def patience_ms(self, entry: ModelEntry) -> int:
         return entry.timeouts.total_ms  # the answer comes whole
@@ -92,7 +99,7 @@ class EmbeddingWork:
     def following(self, entry: ModelEntry) -> Iterator[dict[str, Any]]:
         return self._calls(entry, entry.inputs_per_call)
 
-    def add(self, peeked: Any, more: Any, meter: Meter) -> None:
+    async def add(self, entry: ModelEntry, answer: Answer, peeked: Any, more: Any, meter: Meter) -> None:
         peeked["vectors"] += more["vectors"]
         known = meter.prompt_tokens is not None and more["tokens"] is not None
         meter.prompt_tokens = meter.prompt_tokens + more["tokens"] if known else None
