@@ -26,6 +26,7 @@ class Settings(BaseModel):
     metrics_address: str | None = None  # host that Prometheus reaches this replica by; by default metrics_host
     max_body_bytes: int = Field(default=20 * 1024 * 1024, ge=1024)
     body_timeout_s: float = Field(default=30.0, gt=0)  # from the headers to the last byte of a request's body
+    heartbeat_s: float = Field(default=10.0, gt=0)  # a stream that is silent for longer gets a comment
     max_requests: int = Field(default=2000, ge=1)  # in progress at once in this replica
     client_address_header: str | None = (
         None  # its last element is the client's address; set only behind a trusted proxy
