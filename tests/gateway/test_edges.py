@@ -246,6 +246,28 @@ async def test_the_log_line(running: Running) -> None:
     assert (line["input_tokens"], line["output_tokens"], line["credits_micro"]) == (7, 5, 17)
 
 
+async def test_one_id_for_the_client_the_log_the_ledger_and_the_model(running: Running) -> None:
+    broken: dict[str, Any] = {**ASK, "temperature": 9}
+    asked = [("whole", ASK), ("stream", {**ASK, "stream": True}), ("bad", broken), ("lost", {**ASK, "model": "none"})]
+    times = {}
+    for name, body in asked:
+        headers = {"authorization": f"Bearer {KEY}", "x-request-id": name}
+        async with running.client.post(f"{running.url}/v1/chat/completions", json=body, headers=headers) as response:
+            await response.read()
+            assert response.headers.getall("x-request-id") == [name]
+            assert response.headers.get("x-model-used") == ("small" if response.status == 200 else None)
+            times[name] = (response.status, int(response.headers["openai-processing-ms"]))
+    running.gateway.access_log.flush()
+    lines = {line["request_id"]: line for line in map(orjson.loads, running.logs.getvalue().splitlines())}
+    assert {name: line["status"] for name, line in lines.items()} == {
+        name: status for name, (status, _) in times.items()
+    }
+    assert all(lines[name]["duration_ms"] >= milliseconds for name, (_, milliseconds) in times.items())
+    rows = {row["request_id"]: row["charge_id"] for row in await running.usage_rows(2)}
+    assert rows == {name: lines[name]["charge_id"] for name in ("whole", "stream")}
+    assert [call.headers["x-request-id"] for call in running.backend.calls] == ["whole", "stream"]
+
+
 async def test_address_net(start: Any) -> None:
     running = await start(address_requests=3, client_address_header="x-real-ip")
     for expected in (401, 401, 401, 429):

@@ -1,6 +1,7 @@
 """Streams from models that misbehave, and clients that leave: what the client sees and what it is charged."""
 
 import asyncio
+import time
 from typing import Any
 
 import aiohttp
@@ -116,7 +117,25 @@ async def test_a_client_that_leaves_pays_for_what_was_generated(running: Running
     assert running.metric("tollway_credits_held", plan="ml/pro") == pytest.approx(0)
 
 
-async def _leave(running: Running, ask: dict[str, Any], when: Any) -> None:
+@pytest.mark.parametrize("events", [0, 10], ids=["before the first token", "in mid-stream"])
+async def test_a_client_that_leaves_stops_the_model_within_100_ms(running: Running, events: int) -> None:
+    """The quickest of a few, since a busy machine makes any of them late."""
+    took = []
+    for _ in range(5):
+        running.backend.calls.clear()
+        running.backend.then(words=1000, pause=0.005, hang_after=events)
+
+        async def sent() -> None:
+            await until(lambda: bool(running.backend.calls) and running.backend.calls[0].sent >= events)
+
+        left = await _leave(running, {"stream": True, "max_tokens": 1000}, sent)
+        await asyncio.wait_for(running.backend.calls[0].cancelled.wait(), 5)
+        took.append(time.monotonic() - left)
+    assert min(took) < 0.1
+
+
+async def _leave(running: Running, ask: dict[str, Any], when: Any) -> float:
+    """Answers when the client left."""
     async with aiohttp.ClientSession() as client:
         task = asyncio.create_task(
             client.post(
@@ -126,14 +145,18 @@ async def _leave(running: Running, ask: dict[str, Any], when: Any) -> None:
             )
         )
         await when()
+        left = time.monotonic()
         if task.done():
             task.result().close()
         task.cancel()
         await asyncio.wait([task])
+        return left
 
 
-async def test_a_slow_reader_holds_the_model_back(running: Running) -> None:
-    """Nothing piles up in the gateway: the model can't run ahead of a client that does not read."""
+async def test_a_slow_reader_holds_the_model_back(start: Any) -> None:
+    """Nothing piles up in the gateway: the model can't run ahead of a client that does not read, and neither do
+    heartbeats."""
+    running = await start(heartbeat_s=0.05)
     running.backend.then(words=1000, word="x" * 50_000)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(running.url.rsplit(":", 1)[1]), limit=1024)
     body = orjson.dumps({**ASK, "stream": True, "max_tokens": 1000})
@@ -145,6 +168,7 @@ async def test_a_slow_reader_holds_the_model_back(running: Running) -> None:
         before = seen.sent
         await asyncio.sleep(0.3)
     assert seen.sent < 900
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "heartbeat"]
     writer.close()
     await asyncio.wait_for(seen.cancelled.wait(), 5)
 

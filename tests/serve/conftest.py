@@ -33,8 +33,8 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
     up = Up(tmp_path_factory.mktemp("up"))
     up.write("plan.yaml", PLAN)
     up.write("key.yaml", key("me"))
-    up.write("small.yaml", model("small"))
-    up.start()
+    up.write("small.yaml", model("small", more="aliases: [smollm2]"))  # the name in the README's examples
+    up.start(env={"TOLLWAY_HEARTBEAT_S": "1"})
     try:
         yield up.ready()
     finally:

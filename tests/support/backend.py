@@ -42,6 +42,7 @@ class Behaviour:
     extra: dict[str, Any] = field(default_factory=dict)  # further fields in each chunk or answer
     close_at_once: bool = False  # accepts and closes
     line_end: str = "\n"
+    hold: asyncio.Event | None = None  # wait for it before the head
     gate: asyncio.Event | None = None  # wait for it before the last event
     prompt_tokens: int = 7
     overshoot: int = 0  # tokens beyond the request's maximum
@@ -149,6 +150,8 @@ class Backend:
         if b.close_at_once:
             return False
         await asyncio.sleep(b.before)
+        if b.hold is not None:
+            await b.hold.wait()
         streamed = bool(seen.body.get("stream")) and b.status == 200 and b.body is None
         if not streamed:
             body = b.body if b.body is not None else json.dumps(self._whole(seen, b)).encode()

@@ -12,7 +12,9 @@ from typing import Any
 
 import orjson
 
+from tollway_serving.gateway import sse
 from tollway_serving.gateway.errors import ApiError
+from tollway_serving.gateway.heartbeat import Heartbeat
 from tollway_serving.gateway.ids import uuid7, valid_request_id
 from tollway_serving.ledger.ops import Repeat
 
@@ -20,6 +22,11 @@ Header = tuple[bytes, bytes]
 
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 _MOST_OPENED = 1_000_000  # braces and brackets: an empty object takes 30 times its two bytes of memory
+_STREAM: tuple[Header, ...] = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+)
 _CLOSE = ((b"connection", b"close"),)  # the rest of the body would be read for nothing
 
 
@@ -32,6 +39,7 @@ class Call:
 
     __slots__ = (
         "_emit_id",
+        "_heartbeat",
         "_receive",
         "_send",
         "_watch",
@@ -48,6 +56,7 @@ class Call:
         "rest",
         "route",
         "scope",
+        "sent_at",
         "started",
         "status",
         "streaming",
@@ -69,11 +78,13 @@ class Call:
         self.code: str | None = None
         self.began = False  # the answer's head is out
         self.gone = False
-        self.streaming = False
+        self.streaming = False  # events are going out, and the last one is not
+        self.sent_at: float | None = self.started
         self.record: dict[str, Any] = {}
         self.body_sha256 = ""  # where the client has an Idempotency-Key
         self.repeat: Repeat | None = None  # that request, if it is answered here and now
         self._watch: asyncio.Task[None] | None = None
+        self._heartbeat: Heartbeat | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name; the first one if it came twice."""
@@ -150,6 +161,9 @@ class Call:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+        if self._heartbeat is not None:
+            self._heartbeat.cancel()
+            self._heartbeat = None
 
     async def _wait_gone(self, task: "asyncio.Task[Any]") -> None:
         while True:
@@ -169,7 +183,40 @@ class Call:
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def send(self, data: bytes, more: bool = True) -> None:
+        self.sent_at = None
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
+        self.sent_at = time.monotonic()
+
+    def keep_alive(self, interval_s: float) -> None:
+        """The answer will be a stream: comments go out whenever it is silent for so long, even before it begins."""
+        if self._heartbeat is None:
+            self._heartbeat = Heartbeat(self, interval_s)
+
+    async def comment(self, text: str) -> None:
+        """A heartbeat's. The first thing sent, it begins the answer with the headers that are known."""
+        if not self.began:
+            await self._begin_stream([])
+        await self.send(sse.comment(text))
+
+    async def stream(self, headers: list[Header]) -> None:
+        """Begins a stream. Where a heartbeat did so before, `headers` follow as comments."""
+        if self._heartbeat is not None:
+            await self._heartbeat.quiet()
+        if self.began:
+            await self.send(_late(headers))
+        else:
+            await self._begin_stream(headers)
+
+    async def _begin_stream(self, headers: list[Header]) -> None:
+        self.streaming = True
+        await self.begin(200, [*_STREAM, *headers])
+
+    async def end(self, data: bytes) -> None:
+        """A stream's last bytes: nothing leaves after them."""
+        if self._heartbeat is not None:
+            await self._heartbeat.stop()
+        self.streaming = False
+        await self.send(data, more=False)
 
     async def respond(self, status: int, body: bytes, headers: list[Header] | None = None) -> None:
         """A whole answer in JSON."""
@@ -184,14 +231,22 @@ class Call:
         await self.send(body, more=False)
 
     async def fail(self, error: ApiError) -> None:
-        """Answers an error, if its head is not out already."""
+        """Answers an error: in a stream that has begun as an event, and not at all once an answer's end is out."""
         self.code = error.code
-        if self.began:
-            return
+        if self._heartbeat is not None:
+            await self._heartbeat.stop()
         headers = list(error.headers)
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
-        await self.respond(error.status, error.body(), headers)
+        if self.streaming:
+            await self.end(_late(headers) + sse.event(error.body()))
+        elif not self.began:
+            await self.respond(error.status, error.body(), headers)
+
+
+def _late(headers: list[Header]) -> bytes:
+    """Headers for which it is too late, as comments."""
+    return b"".join(b": %b: %b\n" % header for header in headers) + b"\n" if headers else b""
 
 
 def _too_large(limit: int) -> ApiError:

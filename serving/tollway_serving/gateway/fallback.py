@@ -1,7 +1,8 @@
 """Which model answers: the one asked for, or the first of its fallbacks that may and can. Called by model routes.
 
-A fallback is taken only before the first byte: an attempt holds credits, opens the call and looks at the answer's
-beginning; only then is a model chosen, and the client's headers can go out. The hold moves with the attempt.
+A fallback is taken only before an answer's first byte: an attempt holds credits, opens the call and looks at the
+answer's beginning; only then is a model chosen, and the client's headers can go out (a heartbeat's bytes are of no
+answer). The hold moves with the attempt.
 """
 
 import asyncio
@@ -192,7 +193,8 @@ class Fallbacks:
         state.charge.settle(
             generated.counts(1) if generated else {},
             status,
-            http_status=http_status,
+            # A heartbeat may have begun the answer: then this is what the client saw.
+            http_status=call.status if call.began and status == "error" else http_status,
             error_code=code,
             estimated=generated.estimated if generated else False,
             duration_ms=call.milliseconds(),

@@ -40,6 +40,8 @@ async def handle(gateway: "Gateway", call: Call, endpoint: Endpoint, read: Calla
     access = gateway.authenticate(call, endpoint)
     body = await call.json(gateway.settings.max_body_bytes, gateway.settings.body_timeout_s)
     work = read(body, gateway.ignores_unsupported(call, access))
+    if work.streamed:
+        call.keep_alive(gateway.settings.heartbeat_s)
     if call.header(HEADER) is not None:
         await once(gateway, call, access, work.streamed, lambda: _answer(gateway, call, access, endpoint, work))
         return

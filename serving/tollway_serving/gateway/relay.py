@@ -120,7 +120,7 @@ class Stream:
         self._stopper = stopper
 
     async def run(self) -> None:
-        """Sends everything. Returns normally for any end that the client could be told of."""
+        """Sends everything. ApiError: the settlement is made, and the client is still to be told."""
         opened, call = self._opened, self._call
         error: ApiError | None = None
         try:
@@ -143,17 +143,8 @@ class Stream:
         await self._end(error)
 
     async def _head(self) -> None:
-        charge = self._opened.charge
-        await self._call.begin(
-            200,
-            [
-                (b"content-type", b"text/event-stream; charset=utf-8"),
-                (b"cache-control", b"no-cache"),
-                (b"x-accel-buffering", b"no"),
-                (b"x-credits-reserved", credits_text(charge.reserved.held_micro)),
-                *self._headers,
-            ],
-        )
+        reserved = credits_text(self._opened.charge.reserved.held_micro)
+        await self._call.stream([(b"x-credits-reserved", reserved), *self._headers])
 
     async def _body(self) -> ApiError | None:
         """Relays until the model's end; the error that ended it, if one did."""
@@ -267,7 +258,7 @@ class Stream:
         )
 
     async def _end(self, error: ApiError | None) -> None:
-        """The settlement is committed, then the last bytes go out."""
+        """The settlement is committed, then the last bytes go out; an error's are the caller's."""
         call, opened = self._call, self._opened
         if error is not None:
             opened.close_answer()
@@ -282,16 +273,10 @@ class Stream:
             receipt = None
             error = internal_error()
         self._note(receipt)
-        if not call.began:
-            if error is not None:
-                raise error
-            return
         if error is not None:
-            call.code = error.code
-            await call.send(sse.event(error.body()), more=False)
-            return
+            raise error
         assert receipt is not None  # noqa: S101  # no error means that it was kept
-        await call.send(self._tail(receipt) + sse.event(sse.DONE), more=False)
+        await call.end(self._tail(receipt) + sse.event(sse.DONE))
 
     def _tail(self, receipt: Receipt) -> bytes:
         """The usage chunk for those who asked for one, else a comment with the charge."""

@@ -34,6 +34,7 @@ class Settings(BaseModel):
     image_timeout_s: float = Field(default=10.0, gt=0)  # until all of them are here
     # Networks that such links may point into though they are not public ones: 10.1.0.0/16,fd00::/8
     image_networks: Annotated[tuple[IPvAnyNetwork, ...], BeforeValidator(_split)] = ()
+    heartbeat_s: float = Field(default=10.0, gt=0)  # a stream that is silent for longer gets a comment
     max_requests: int = Field(default=2000, ge=1)  # in progress at once in this replica
     client_address_header: str | None = (
         None  # its last element is the client's address; set only behind a trusted proxy
