@@ -15,7 +15,11 @@ from support.gateway import Running, check_error, model, plan, until
 from support.image_server import PNG, ImageServer, answer, serve_images, with_certificates
 
 from tollway_serving.contract.catalogue import Fallback, Target
-from tollway_serving.gateway.media import public_address, public_host
+from tollway_serving.gateway.catalogue import Model
+from tollway_serving.gateway.chat_schema import read_chat
+from tollway_serving.gateway.errors import ApiError
+from tollway_serving.gateway.media import outside, public_address, public_host
+from tollway_serving.gateway.routes.chat import ChatWork
 
 ALL = ("ImageInput", "AudioInput", "FileInput")
 DATA = "data:image/png;base64," + base64.b64encode(PNG).decode()
@@ -87,10 +91,39 @@ async def test_parts_reach_models_that_take_them(public: Running, backend: Backe
         check_error(await public.post(ask(part, model="text")), code, "messages[0].content[1]")
 
 
-async def test_a_remote_model_gets_the_link(public: Running, backend: Backend) -> None:
+def test_a_provider_gets_the_link() -> None:
+    entry = model("https://api.acme.example/v1", capabilities=ALL)
+    provider = entry.target.model_copy(update={"internal": False})
+    entry = entry.model_copy(update={"target": provider})
+    known = Model(entry, frozenset(entry.parameters), frozenset(entry.capabilities))
     link = image("https://images.example/cat.png?x=1")
-    assert (await public.post(ask(link, model="remote")))[0] == 200
-    assert sent(backend) == [link]
+    work = ChatWork(read_chat(ask(link, image(DATA)), ignore=False), ignore=False)
+    fitted = work.fit(known)
+    assert work.links == (), "nothing is fetched"
+    assert work.payload(fitted, entry, 5)["messages"][0]["content"][1:] == [link, image(DATA)]
+    for host in PRIVATE:
+        inner = ChatWork(read_chat(ask(image(f"https://{host}/a.png")), ignore=False), ignore=False)
+        with pytest.raises(ApiError, match=r"image_url\.url"):
+            inner.fit(known)
+
+
+@pytest.mark.parametrize(
+    ("url", "out"),
+    [
+        ("https://api.acme.example/v1", True),
+        ("https://93.184.216.34/v1", True),
+        ("http://api.acme.example/v1", False),
+        ("https://vllm/v1", False),
+        ("http://vllm.ml.svc:8000/v1", False),
+        ("https://vllm.ml.svc.cluster.local/v1", False),
+        ("https://10.1.2.3/v1", False),
+        ("https://[fd00::1]/v1", False),
+        ("https://localhost:8000/v1", False),
+    ],
+)
+def test_who_is_a_provider(url: str, out: bool) -> None:
+    """A server of one's own behind `engine: remote` gets images inline, as our own models do."""
+    assert outside(url) == out
 
 
 async def test_our_own_models_get_the_image(running: Running, backend: Backend, images: ImageServer) -> None:
@@ -101,21 +134,23 @@ async def test_our_own_models_get_the_image(running: Running, backend: Backend, 
     inlined = {"type": "image_url", "image_url": {"url": DATA, "detail": "low"}}
     assert sent(backend) == [image(DATA), inlined, image(DATA)]
     assert len(images.seen) == 3, "the same link is fetched once"
+    assert (await running.post(ask(image(images.url()), model="remote")))[0] == 200
+    assert sent(backend) == [image(DATA)]
     for head in images.seen:
         assert not {"authorization", "cookie", "x-tollway-token", "referer"} & {
             line.partition(":")[0].lower() for line in head.split("\r\n")
         }
 
 
-async def test_a_remote_fallback_gets_the_link_again(start: Any, backend: Backend, images: ImageServer) -> None:
+async def test_a_fallback_does_not_fetch_again(start: Any, backend: Backend, images: ImageServer) -> None:
     setup = models(backend)
     setup["models"][0] = model(backend.url, capabilities=ALL, fallbacks=(Fallback(model_id="remote"),))
     running: Running = await start(**setup, image_networks="127.0.0.0/8")
     backend.then(status=500)
-    # A name, because the provider reads the link: the test server's own is none of the internet.
-    status, _, body = await running.post(ask(image(images.url(host="127.0.0.1"))))
-    assert (status, body["error"]["code"]) == (503, "model_unavailable")
-    assert len(backend.calls) == 1, "a link into our own network is nothing for a provider"
+    status, headers, _ = await running.post(ask(image(images.url())))
+    assert (status, headers["x-model-used"]) == (200, "remote")
+    assert sent(backend) == [image(DATA)]
+    assert len(images.seen) == 1
 
 
 WRONG: list[tuple[Any, str, str]] = [
@@ -200,7 +235,7 @@ def test_networks_may_be_allowed() -> None:
 
 
 async def test_links_to_private_addresses(public: Running, backend: Backend, subtests: pytest.Subtests) -> None:
-    """For a provider's model the link is refused as it stands, for ours where the socket would be made."""
+    """The link is refused where the socket would be made."""
     for host in PRIVATE:
         for name in ("remote", "small"):
             with subtests.test(host=host, model=name):

@@ -16,7 +16,7 @@ from typing_extensions import TypedDict
 from tollway_serving.contract.catalogue import Capability
 from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.errors import ApiError
-from tollway_serving.gateway.media import check_part
+from tollway_serving.gateway.media import check_part, outside
 
 strict = with_config(ConfigDict(strict=True, extra="forbid"))
 
@@ -218,15 +218,17 @@ _MEDIA: dict[str, tuple[Capability, str, str]] = {
 
 def check_media(spoken: Spoken, model: Model) -> tuple[tuple[str, str], ...]:
     """ApiError for what this model does not take, and for what is no image, audio or file. Answers the links among
-    them: path and URL."""
+    them that are to be fetched here: path and URL."""
     links = []
     for path, part in spoken.media:
         capability, code, what = _MEDIA[part["type"]]
         if capability not in model.capabilities:
             raise ApiError(code, f"The model '{model.entry.model_id}' does not take {what}.", param=path)
+    target = model.entry.target
+    handed_on = not target.internal and outside(target.url)
     for path, part in spoken.media:
         try:
-            url = check_part(part, model.entry.target.internal)
+            url = check_part(part, handed_on)
         except ValueError as error:
             where, text = error.args
             raise ApiError(
@@ -238,7 +240,7 @@ def check_media(spoken: Spoken, model: Model) -> tuple[tuple[str, str], ...]:
             raise ApiError("file_not_found", "There is no file with this id.", param=f"{path}.file.file_id")
     if len(links) > MAX_LINKS:
         raise ApiError("invalid_value", f"At most {MAX_LINKS} images can be links.", param=links[MAX_LINKS][0])
-    return tuple(links)
+    return () if handed_on else tuple(links)
 
 
 def sent_messages(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -294,7 +294,7 @@ class Fallbacks:
         entry, charge = opened.entry, opened.charge
         if work.streamed:
             opened.coverage = Coverage(self._ledger, charge.id, charge.reserved.output_tokens)
-        if work.links and entry.target.internal:
+        if work.links:
             await work.fetch(self._fetcher)
         body = work.payload(fitted, entry, charge.reserved.output_tokens)
         try:

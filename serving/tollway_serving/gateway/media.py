@@ -32,11 +32,12 @@ def image_type(head: bytes) -> str | None:
     return next((kind for magic, kind in _IMAGES if head.startswith(magic)), None)
 
 
-def check_part(part: dict[str, Any], internal: bool) -> str:
-    """The place at fault within the part comes first in ValueError's arguments. Answers the link of an image, or ""."""
+def check_part(part: dict[str, Any], handed_on: bool) -> str:
+    """The place at fault within the part comes first in ValueError's arguments. `handed_on`: links are opened
+    elsewhere, not by us. Answers the link of an image, or ""."""
     kind = part["type"]
     if kind == "image_url":
-        return _image(part["image_url"]["url"], internal)
+        return _image(part["image_url"]["url"], handed_on)
     if kind == "input_audio":
         _audio(part["input_audio"])
     else:
@@ -44,7 +45,7 @@ def check_part(part: dict[str, Any], internal: bool) -> str:
     return ""
 
 
-def _image(url: str, internal: bool) -> str:
+def _image(url: str, handed_on: bool) -> str:
     where = "image_url.url"
     if url[:5].lower() == "data:":
         if image_type(_inline(where, url)) is None:
@@ -54,7 +55,7 @@ def _image(url: str, internal: bool) -> str:
         host = link(url).host or ""
     except ValueError as error:
         raise ValueError(where, str(error)) from None
-    if not internal and not public_host(host):
+    if handed_on and not public_host(host):
         raise ValueError(where, "the URL's host is no public one")
     return url
 
@@ -110,6 +111,15 @@ def link(text: str) -> URL:
     if not host or "%" in host or url.user is not None or url.password is not None:
         raise ValueError("the URL must have a host, and no user name or password")
     return url
+
+
+def outside(url: str) -> bool:
+    """Whether a model's address is a provider's on the internet: one that opens links from there. A server of one's own
+    behind `engine: remote` would open them from inside."""
+    address = URL(url)
+    name = (address.host or "").rstrip(".").lower()
+    inner = "." not in name or name.endswith((".svc", ".local", ".internal", ".localdomain", ".lan"))
+    return address.scheme == "https" and not inner and public_host(name)
 
 
 def public_host(host: str) -> bool:

@@ -61,8 +61,8 @@ class ChatWork(TextWork):
         body["max_completion_tokens"] = limit
         if entry.target.internal:
             body["max_tokens"] = limit
-            if self._images:
-                body["messages"] = list(inline(body["messages"], self._images))
+        if self.links:
+            body["messages"] = list(inline(body["messages"], self._images))
         self.stream_options(entry, body)
         self.in_its_stead(fitted, self.request.n)
         return body
