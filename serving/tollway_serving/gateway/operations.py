@@ -121,7 +121,11 @@ _MODEL_EXAMPLE = {
     "capabilities": {"supports_audio": False, "supports_image": False, "supports_function_calling": True},
 }
 _HEAD = {"id": "chatcmpl-1f2e3d4c", "created": 1764000000, "model": "smollm2"}
-_STREAM = "With `stream: true` the answer is server-sent events: `data:` frames of chunks, at last `data: [DONE]`. "
+_STREAM = (
+    "With `stream: true` the answer is server-sent events: `data:` frames of chunks, at last `data: [DONE]`. Lines "
+    "that begin with a colon are comments: heartbeats of a silent stream, and what a header would have said "
+    "had it not been too late for one. "
+)
 _OPENAPI = Operation(
     id="getOpenapi",
     tag="Service",
