@@ -72,7 +72,7 @@ def plan_head(state: Path, secrets: Path, inherited: Mapping[str, str]) -> Head:
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # one log line a request, parsed in Python: a third of the throughput
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(HARD_STOP_S),
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy_on_loopback(temp, stats, haproxy_metrics)),
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(_haproxy(temp, stats, haproxy_metrics)),
         "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(temp / "haproxy.cfg"),
         "RAY_SERVE_HAPROXY_SOCKET_PATH": str(temp / "admin.sock"),
         "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(temp / "metrics.sock"),
@@ -117,15 +117,17 @@ def _temp_folder(state: Path) -> Path:
     return folder
 
 
-def _haproxy_on_loopback(temp: Path, *ports: int) -> Path:
-    """A program that is HAProxy, but with the pages of statistics on loopback: Serve binds them to every address."""
+def _haproxy(temp: Path, *ports: int) -> Path:
+    """A program that is HAProxy, but with the pages of statistics on loopback (Serve binds them to every address) and
+    without splice(): Serve's configuration wants it, and then a client that leaves is not noticed if its request's body
+    came in a packet of its own. The call runs to its end, is charged, and HAProxy spins until then."""
     edits = " ".join(f"-e 's/^ *bind [*]*:{port}$/  bind 127.0.0.1:{port}/'" for port in ports)
     script = temp / "haproxy"
     script.write_text(
         "#!/bin/sh\n"
         "# $3 is the configuration: Serve calls this with -db -f FILE and more.\n"
         f'sed -i {edits} "$3"\n'
-        f'exec {shlex.quote(get_haproxy_binary())} "$@"\n'
+        f'exec {shlex.quote(get_haproxy_binary())} -dS "$@"\n'
     )
     script.chmod(0o700)
     return script
