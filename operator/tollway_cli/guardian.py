@@ -32,9 +32,14 @@ def adopt_orphans() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
 
-def descendants(root: int) -> list[int]:
-    """Process ids below `root`, dead ones that nobody waited for left out."""
+def descendants(root: int, *, zombies: bool = False) -> list[int]:
+    """Process ids below `root`; with `zombies` also of dead ones that nobody waited for.
+
+    A process whose first thread has ended looks like one of those while its other threads live, or are still being
+    taken down: whoever must know that it is gone asks for zombies too, and waits for them.
+    """
     children: dict[int, list[int]] = {}
+    dead: set[int] = set()
     for entry in os.scandir("/proc"):
         if not entry.name.isdigit():
             continue
@@ -43,15 +48,18 @@ def descendants(root: int) -> list[int]:
         except OSError:
             continue  # it ended meanwhile
         state, parent = stat[stat.rindex(b")") + 2 :].split()[:2]
-        if state not in (b"Z", b"X"):
-            children.setdefault(int(parent), []).append(int(entry.name))
+        if state == b"X":
+            continue
+        if state == b"Z":
+            dead.add(int(entry.name))
+        children.setdefault(int(parent), []).append(int(entry.name))
     found: list[int] = []
     open_: list[int] = [root]
     while open_:
         for child in children.get(open_.pop(), ()):
             found.append(child)
             open_.append(child)
-    return found
+    return found if zombies else [pid for pid in found if pid not in dead]
 
 
 def kill_descendants(timeout_s: float = _KILL_TIMEOUT_S) -> bool:
@@ -61,7 +69,7 @@ def kill_descendants(timeout_s: float = _KILL_TIMEOUT_S) -> bool:
     Ray Serve takes half a minute. False if some are still there after the timeout.
     """
     deadline = time.monotonic() + timeout_s
-    while left := descendants(os.getpid()):
+    while left := descendants(os.getpid(), zombies=True):
         for pid in left:
             try:
                 os.kill(pid, signal.SIGKILL)

@@ -207,6 +207,26 @@ def test_a_head_has_ports_and_folders_of_its_own(tmp_path: Path) -> None:
         assert first.environment[f"RAY_SERVE_{name}_PORT"] != second.environment[f"RAY_SERVE_{name}_PORT"]
 
 
+# A process whose first thread ends while another one lives: to look at, it is a zombie.
+HALF_DEAD = """
+import os, subprocess, sys, threading, time
+from pathlib import Path
+from tollway_cli.guardian import adopt_orphans, descendants, kill_descendants
+adopt_orphans()
+code = "import ctypes, threading, time; threading.Thread(target=time.sleep, args=(600,)).start(); " \
+    "ctypes.CDLL(None).pthread_exit(None)"
+child = subprocess.Popen([sys.executable, "-c", code])
+while b") Z " not in Path(f"/proc/{child.pid}/stat").read_bytes():
+    time.sleep(0.01)
+print(descendants(os.getpid()), kill_descendants(), Path(f"/proc/{child.pid}").exists())
+"""
+
+
+def test_a_process_whose_first_thread_has_ended_is_not_gone_yet() -> None:
+    done = subprocess.run([sys.executable, "-c", HALF_DEAD], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (0, "[] True False\n"), done.stderr
+
+
 def test_a_heads_folder_is_emptied_at_the_next_start(tmp_path: Path) -> None:
     head = ray_head.plan_head(tmp_path, tmp_path / "platform", {})
     (head.temp / "left").touch()
