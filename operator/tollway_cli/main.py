@@ -61,12 +61,13 @@ def up(
     raise typer.Exit(run_up(options))
 
 
-def _usage_days(days: int) -> int:
-    from tollway_serving.ledger.tidy import MIN_USAGE_DAYS
+def _usage_days(days: int) -> int | None:
+    from tollway_serving.ledger.tidy import usage_days
 
-    if 0 < days < MIN_USAGE_DAYS:
-        raise typer.BadParameter(f"must be 0 (for ever) or at least {MIN_USAGE_DAYS}", param_hint="--usage-days")
-    return days
+    try:
+        return usage_days(days)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--usage-days") from error
 
 
 @app.command()

@@ -60,7 +60,7 @@ class UpOptions:
     port: int = 8000
     database_url: str | None = None  # None: SQLite in the state folder
     metrics_port: int = 0  # 0: any free one
-    usage_days: int = 0  # how long single calls are kept; 0: for ever
+    usage_days: int | None = None  # how long single calls are kept; None: for ever
 
 
 def run_up(options: UpOptions) -> int:
@@ -135,7 +135,7 @@ class _Up:
             token=ray_token,
         )
         stack.push_async_callback(api.close)
-        publisher = open_publisher(database_url, usage_days=self._options.usage_days or None)
+        publisher = open_publisher(database_url, usage_days=self._options.usage_days)
         stack.push_async_callback(publisher.close)
 
         async def start_ray() -> None:

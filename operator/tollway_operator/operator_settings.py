@@ -8,7 +8,7 @@ from typing import TypeVar
 from tollway_operator.kuberay_settings import KubeRaySettings
 from tollway_operator.kuberay_settings import load as load_kuberay
 from tollway_operator.settings import Settings
-from tollway_serving.ledger.tidy import MIN_USAGE_DAYS
+from tollway_serving.ledger.tidy import usage_days
 
 SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
 
@@ -78,7 +78,7 @@ def settings_from_env(env: Mapping[str, str]) -> OperatorSettings:
     return OperatorSettings(
         database_url=database_url,
         reconcile=reconcile,
-        usage_days=read("USAGE_DAYS", None, _usage_days),
+        usage_days=read("USAGE_DAYS", None, lambda text: usage_days(int(text))),
         scope=read("SCOPE", "default", str),
         namespaces=read("NAMESPACES", none, _names),
         namespace=namespace,
@@ -118,13 +118,6 @@ def _at_least_one(text: str) -> int:
     if number < 1:
         raise ValueError("must be at least 1")
     return number
-
-
-def _usage_days(text: str) -> int | None:
-    days = int(text)
-    if days != 0 and days < MIN_USAGE_DAYS:
-        raise ValueError(f"must be 0 (for ever) or at least {MIN_USAGE_DAYS}")
-    return days or None
 
 
 def _lease_seconds(text: str) -> float:

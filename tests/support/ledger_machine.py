@@ -15,8 +15,8 @@ from tollway_serving.contract.catalogue import Limits, Quota
 from tollway_serving.contract.units import METERS, charge_micro
 from tollway_serving.ledger.admit import quota_used
 from tollway_serving.ledger.ops import Cover, HoldClosed, Receipt, Refused, Reserve, Reserved, Settle
-from tollway_serving.ledger.state import State, account_subject, decode, encode, hold_from_row
-from tollway_serving.ledger.transaction import AnyOp, EntryFacts, Expire, Result, Subject, Work, key_subject, needs
+from tollway_serving.ledger.state import State, account_subject, decode, encode, hold_from_row, key_subject
+from tollway_serving.ledger.transaction import AnyOp, EntryFacts, Expire, Result, Subject, Work, needs
 from tollway_serving.ledger.verify import Books, Report
 
 START = 1_793_491_200_000  # the last day of October 2026, UTC
@@ -253,7 +253,7 @@ class LedgerMachine(RuleBasedStateMachine):
             sample = reserve(account, key_limits=Limits(trial_requests=1))
             for name, limits in (
                 (account_subject(sample.account), self.limits[account]),
-                (key_subject(sample), self.key_limits[account]),
+                (key_subject(sample.key_uid, sample.key_id, sample.key_limits), self.key_limits[account]),
             ):
                 state = self.driver.states().get(name or "")
                 if state is not None:

@@ -20,6 +20,8 @@ from tollway_serving.ledger.ops import Repeat
 
 Header = tuple[bytes, bytes]
 
+IDEMPOTENCY_KEY = b"idempotency-key"
+
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 _MOST_OPENED = 1_000_000  # braces and brackets: an empty object takes 30 times its two bytes of memory
 _STREAM: tuple[Header, ...] = (
@@ -106,7 +108,7 @@ class Call:
         body = await self.body(limit, timeout_s)
         if body.count(b"{") + body.count(b"[") > _MOST_OPENED:
             raise ApiError("request_too_large", f"The body may have at most {_MOST_OPENED} objects and lists.")
-        if self.header(b"idempotency-key") is not None:
+        if self.header(IDEMPOTENCY_KEY) is not None:
             self.body_sha256 = sha256(body).hexdigest()
         try:
             value = orjson.loads(body)

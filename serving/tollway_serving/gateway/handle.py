@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tollway_serving.contract.catalogue import Endpoint
 from tollway_serving.gateway.admission import CatalogueMoved
-from tollway_serving.gateway.call import Call, Header
+from tollway_serving.gateway.call import IDEMPOTENCY_KEY, Call, Header
 from tollway_serving.gateway.catalogue import Access, Model
 from tollway_serving.gateway.errors import ApiError, ledger_unavailable
 from tollway_serving.gateway.fallback import Opened, Work
-from tollway_serving.gateway.once import HEADER, once
+from tollway_serving.gateway.once import once
 from tollway_serving.gateway.parameters import ignored_header
 from tollway_serving.gateway.routes.models import model_not_found
 from tollway_serving.ledger.ops import LedgerUnavailable
@@ -42,7 +42,7 @@ async def handle(gateway: "Gateway", call: Call, endpoint: Endpoint, read: Calla
     work = read(body, gateway.ignores_unsupported(call, access))
     if work.streamed:
         call.keep_alive(gateway.settings.heartbeat_s)
-    if call.header(HEADER) is not None:
+    if call.header(IDEMPOTENCY_KEY) is not None:
         await once(gateway, call, access, work.streamed, lambda: _answer(gateway, call, access, endpoint, work))
         return
     call.watch()

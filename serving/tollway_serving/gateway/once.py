@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING
 
 from tollway_serving.contract.units import format_credits
-from tollway_serving.gateway.call import Call, Header
+from tollway_serving.gateway.call import IDEMPOTENCY_KEY, Call, Header
 from tollway_serving.gateway.catalogue import Access
 from tollway_serving.gateway.errors import ApiError, ledger_unavailable
 from tollway_serving.gateway.ids import uuid7
@@ -19,7 +19,6 @@ from tollway_serving.ledger.ops import Answer, Begin, Forget, Kept, LedgerUnavai
 if TYPE_CHECKING:
     from tollway_serving.gateway.app import Gateway
 
-HEADER = b"idempotency-key"
 MAX_KEPT = 1024 * 1024
 _NAME = re.compile(rb"[\x21-\x7e]{1,255}")
 _NOT_KEPT = "x-ratelimit-"  # tells of the moment, not of the answer
@@ -35,7 +34,7 @@ async def once(
     gateway: "Gateway", call: Call, access: Access, streamed: bool, answer: Callable[[], Awaitable[None]]
 ) -> None:
     """Runs `answer` if nobody has sent this POST yet; else answers what became of it, or ApiError."""
-    name = call.header(HEADER) or b""
+    name = call.header(IDEMPOTENCY_KEY) or b""
     if not _NAME.fullmatch(name):
         raise ApiError("invalid_value", "The header Idempotency-Key has 1 to 255 visible ASCII characters.")
     repeat = Repeat(call.route, name.decode("ascii"), uuid7(), streamed)
@@ -44,11 +43,10 @@ async def once(
         begun = await gateway.ledger.submit(
             Begin(forget.account, repeat.route, repeat.name, repeat.attempt, call.body_sha256, gateway.owner)
         )
-    except LedgerUnavailable:
+    except BaseException as error:
         gateway.ledger.submit(forget)
-        raise ledger_unavailable() from None
-    except BaseException:
-        gateway.ledger.submit(forget)
+        if isinstance(error, LedgerUnavailable):
+            raise ledger_unavailable() from None
         raise
     if isinstance(begun, NotAgain):
         raise ApiError(begun.code, _TEXTS[begun.code])

@@ -72,8 +72,7 @@ class DatabasePublisher:
                 self._backend = open_backend(self._url)
                 await self._backend.connect()
             await self._backend.transact(ops)
-        if await self._database.read(tidy.has_expired_answers):
-            await self._database.write(tidy.drop_expired_answers)
+        await tidy.drop_expired_answers(self._database)
         await self._drop_usage()
         return len(expired)
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import orjson
 
+from tollway_serving.contract.catalogue import Limits
 from tollway_serving.contract.units import Unit
 from tollway_serving.ledger.ops import Repeat
 from tollway_serving.ledger.periods import period_keys
@@ -79,6 +80,11 @@ class Charge:
 
 def account_subject(account: str) -> str:
     return f"account:{account}"
+
+
+def key_subject(uid: str, key_id: str, limits: Limits) -> str | None:
+    """A key has a state of its own only where it narrows its plan."""
+    return f"key:{uid or key_id}" if limits.binds() else None
 
 
 def encode(state: State) -> str:

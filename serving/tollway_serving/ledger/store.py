@@ -146,8 +146,7 @@ class Store:
             log.warning("ledger.hold_reaped", charge_id=charge_id, charged_micro=receipt.charged_micro)
         for forget in await self._database.read(tidy.left_behind):
             await self._batcher.submit(forget)
-        if await self._database.read(tidy.has_expired_answers):
-            await self._database.write(tidy.drop_expired_answers)
+        await tidy.drop_expired_answers(self._database)
 
     @staticmethod
     async def _forever(step: Any, every_s: float) -> None:

@@ -4,7 +4,7 @@ than the installation keeps them. Run every few seconds by `store` and `publish`
 import sqlalchemy as sa
 
 from tollway_serving.ledger import schema
-from tollway_serving.ledger.database import now_ms
+from tollway_serving.ledger.database import Database, now_ms
 from tollway_serving.ledger.ops import Forget
 from tollway_serving.ledger.periods import DAY_MS
 from tollway_serving.ledger.replicas import GRACE_MS
@@ -14,6 +14,13 @@ MIN_USAGE_DAYS = 45
 
 _AT_ONCE = 500
 _ROWS_AT_ONCE = 5_000
+
+
+def usage_days(days: int) -> int | None:
+    """A setting as it is written: 0 is for ever (None). ValueError for less than MIN_USAGE_DAYS."""
+    if days != 0 and days < MIN_USAGE_DAYS:
+        raise ValueError(f"must be 0 (for ever) or at least {MIN_USAGE_DAYS}")
+    return days or None
 
 
 def left_behind(connection: sa.Connection) -> list[Forget]:
@@ -30,15 +37,17 @@ def left_behind(connection: sa.Connection) -> list[Forget]:
     return [Forget(*row) for row in connection.execute(wanted.limit(_AT_ONCE))]
 
 
-def has_expired_answers(connection: sa.Connection) -> bool:
-    return connection.execute(_expired(connection).limit(1)).first() is not None
+async def drop_expired_answers(database: Database) -> None:
+    """Looks first: a write takes its turn among all writers, and there is seldom anything to drop."""
+    if await database.read(lambda connection: connection.execute(_expired(connection).limit(1)).first()) is not None:
+        await database.write(_drop_expired)
 
 
-def drop_expired_answers(connection: sa.Connection) -> int:
+def _drop_expired(connection: sa.Connection) -> None:
     table = schema.idempotency
     expired = _expired(connection).limit(_AT_ONCE)
     where = sa.tuple_(table.c.account, table.c.route, table.c.name).in_(expired)
-    return connection.execute(sa.delete(table).where(where)).rowcount
+    connection.execute(sa.delete(table).where(where))
 
 
 def _expired(connection: sa.Connection) -> sa.Select[tuple[str, str, str]]:

@@ -40,6 +40,7 @@ from tollway_serving.ledger.state import (
     encode,
     give_back,
     hold_to_json,
+    key_subject,
     repeat_to_text,
 )
 
@@ -103,7 +104,7 @@ def needs(ops: Iterable[AnyOp]) -> Needs:
             found.covering.add(op.charge_id)
         if isinstance(op, Reserve):
             found.subjects.add(account_subject(op.account))
-            if (key := key_subject(op)) is not None:
+            if (key := _key_subject(op)) is not None:
                 found.subjects.add(key)
             if op.replaces is not None:
                 found.charges.add(op.replaces)
@@ -111,9 +112,8 @@ def needs(ops: Iterable[AnyOp]) -> Needs:
     return found
 
 
-def key_subject(op: Reserve) -> str | None:
-    """A key has a state of its own only where it narrows its plan."""
-    return f"key:{op.key_uid or op.key_id}" if op.key_limits.binds() else None
+def _key_subject(op: Reserve) -> str | None:
+    return key_subject(op.key_uid, op.key_id, op.key_limits)
 
 
 def entry_facts(kind: str, revision: int, deleted: int, body: str) -> EntryFacts:
@@ -168,7 +168,7 @@ class Work:
 
     def _reserve(self, op: Reserve) -> Reserved | Refused | Stale:
         account = self.subjects[account_subject(op.account)]
-        narrowing = key_subject(op)
+        narrowing = _key_subject(op)
         known = self.holds.get(op.charge_id)
         now = max(self.now, account.state.clock)
         if narrowing is not None:

@@ -1,13 +1,12 @@
 """GET /usage and POST /usage/completions: what the caller's account has used and may still use. Free."""
 
 import re
-import time
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from tollway_serving.contract.catalogue import KeyEntry, Limits
+from tollway_serving.contract.catalogue import Limits
 from tollway_serving.contract.units import format_credits
 from tollway_serving.gateway.call import Call
 from tollway_serving.gateway.catalogue import Access
@@ -17,6 +16,7 @@ from tollway_serving.gateway.route import Route
 from tollway_serving.gateway.usage_schema import USAGE, read_usage
 from tollway_serving.ledger.ops import LedgerUnavailable
 from tollway_serving.ledger.questions import NotKeptError, QuotaUse, Standing, TooManyRowsError, Who
+from tollway_serving.ledger.state import key_subject
 
 if TYPE_CHECKING:
     from tollway_serving.gateway.app import Gateway
@@ -27,7 +27,7 @@ _WORD = re.compile(r"(?<=[a-z])(?=[A-Z])")
 async def usage(gateway: "Gateway", call: Call) -> None:
     access = gateway.authenticate(call, None)
     key = access.key
-    subject = key_subject(key)
+    subject = key_subject(key.uid, key.key_id, key.limits)
     who = Who(key.account, access.plan.limits, subject, key.limits if subject else Limits())
     try:
         standing = await gateway.ledger.standing(who)
@@ -94,7 +94,7 @@ async def usage_windows(gateway: "Gateway", call: Call) -> None:
     access = gateway.authenticate(call, None)
     body = await call.json(gateway.settings.max_body_bytes, gateway.settings.body_timeout_s)
     ignore = gateway.ignores_unsupported(call, access)
-    request = read_usage(body, ignore, access.key.account, datetime.fromtimestamp(time.time(), UTC))
+    request = read_usage(body, ignore, access.key.account, datetime.now(UTC))
     try:
         rows = await gateway.ledger.window_usage(request.query)
     except LedgerUnavailable:
@@ -122,11 +122,6 @@ async def usage_windows(gateway: "Gateway", call: Call) -> None:
     answer = {"data": data, "start_time": request.start, "end_time": request.end, "window_size": request.size}
     headers = [(b"x-ignored-parameters", ignored_header(request.unknown))] if request.unknown else []
     await call.respond(200, orjson.dumps(answer), headers)
-
-
-def key_subject(key: KeyEntry) -> str | None:
-    """As the ledger names it: a key has counts of its own only where it narrows its plan."""
-    return f"key:{key.uid or key.key_id}" if key.limits.binds() else None
 
 
 def timestamp(ms: int) -> str:
