@@ -5,13 +5,14 @@ import os
 import resource
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 from support.ledger import catalogue, ledger, publisher, reserve, settle
 from support.postgres import Server
+from support.proxy import Proxy
 
 from tollway_serving.ledger.ops import Cover, LedgerUnavailable, Reserved
 from tollway_serving.ledger.store import Store
@@ -103,56 +104,6 @@ async def test_postgres_crashes_and_comes_back(postgres: Server, postgres_url: s
             postgres.start()
         await _recovers(store)
         assert (await store.submit(settle(op, output=0))).charged_micro == 50
-
-
-class Proxy:
-    """Between the store and PostgreSQL. `cut_after` closes a connection once what the client sent has reached the
-    server, so that the answer is lost; `silent` swallows everything."""
-
-    def __init__(self, port: int) -> None:
-        self._port = port
-        self.cut_after: Callable[[bytes], bool] = lambda _: False
-        self.silent = False
-        self.cuts = 0
-
-    async def start(self, url: str) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return url.replace(f":{self._port}/", f":{self._server.sockets[0].getsockname()[1]}/")
-
-    async def close(self) -> None:
-        self._server.close()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._port)
-        done = asyncio.Event()
-        tasks = [
-            asyncio.create_task(self._pump(reader, up_writer, done, True)),
-            asyncio.create_task(self._pump(up_reader, writer, done, False)),
-        ]
-        await done.wait()
-        for task in tasks:
-            task.cancel()
-        writer.close()
-        up_writer.close()
-
-    async def _pump(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, done: asyncio.Event, upwards: bool
-    ) -> None:
-        try:
-            while data := await source.read(65536):
-                if self.silent:
-                    continue
-                if upwards and self.cut_after(data):
-                    self.cuts += 1
-                    sink.write(data)
-                    await sink.drain()
-                    await asyncio.sleep(0.1)  # time for the server to carry it out; nothing tells us
-                    break
-                sink.write(data)
-                await sink.drain()
-        except ConnectionError:
-            pass
-        done.set()
 
 
 @pytest.fixture
