@@ -186,6 +186,28 @@ async def test_a_settlement_that_could_not_be_kept_is_kept_later(running: Runnin
     assert row["charged_micro"] == 17
 
 
+@pytest.mark.parametrize("headers", [{}, {"idempotency-key": "order-1"}], ids=["once", "repeatable"])
+async def test_an_answer_whose_hold_was_closed_meanwhile_does_not_leave(
+    running: Running, headers: dict[str, str]
+) -> None:
+    """As after a long SIGSTOP: others have taken the gateway for dead, and closed the hold by what was known of it."""
+    gate = asyncio.Event()
+    running.backend.then(gate=gate, words=20)
+    answer = asyncio.create_task(running.post({**ASK, "max_tokens": 20}, headers=headers))
+    await running.backend.arrived.wait()
+    await until(lambda: running.backend.calls[0].sent >= 20)
+    database = Database(running.database)
+    silent = sa.update(schema.replicas).values(seen_ms=0)
+    await database.write(lambda connection: connection.execute(silent).rowcount)
+    await database.close()
+    assert await running.publisher.reap() == 1
+    (row,) = await running.usage_rows(1)
+    gate.set()
+    check_error(await answer, "ledger_unavailable")
+    assert await running.usage_rows(1) == [row]
+    assert row["charged_micro"] <= 200, "of the prompt at the most"
+
+
 async def test_ready_only_with_a_ledger(running: Running) -> None:
     async with running.client.get(running.url + "/readyz") as response:
         assert response.status == 200

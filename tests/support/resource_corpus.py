@@ -57,6 +57,10 @@ def quota(name: str = "chat", **fields: Any) -> dict[str, Any]:
     return {"name": name, "meter": "Tokens", "limit": 10, **fields}
 
 
+def default(endpoint: str) -> dict[str, str]:
+    return {"endpoint": endpoint, "modelId": "small"}
+
+
 MD, PLAN, AK = "ModelDeployment", "Plan", "ApiKey"
 
 GOOD = [
@@ -100,6 +104,17 @@ GOOD = [
     Good("plan-credits", PLAN, {"credits": {"monthly": 5, "lowWatermark": "5.000000"}}),
     Good("plan-watermark-alone", PLAN, {"credits": {"lowWatermark": 5}}),
     Good("plan-sizes", PLAN, {"limits": {"fileSize": "1Gi", "storage": "1024Mi"}}),
+    Good("plan-default-of-its-endpoints", PLAN, {"endpoints": ["Files"], "defaultModels": [default("Files")]}),
+    Good("plan-no-endpoints", PLAN, {"endpoints": [], "defaultModels": []}),
+    Good(
+        "plan-largest",
+        PLAN,
+        {
+            "credits": {"monthly": "999999999.999999"},
+            "limits": {"requestsPerMinute": 10**9, "tokensPerMinute": 10**9, "concurrentRequests": 10**6},
+            "trial": {"duration": "999999h", "requests": 10**9},
+        },
+    ),
     Good("plan-trial", PLAN, {"trial": {"duration": "336h", "requests": 60}}),
     Good("key-smallest", AK, PLAN_REF),
     Good("key-suspended", AK, ak(state="Suspended")),
@@ -173,6 +188,15 @@ BAD = [
     Bad("no-requests", PLAN, {"limits": {"requestsPerMinute": 0}}, "spec.limits.requestsPerMinute", "should be greater than or equal to 1"),
     Bad("negative-quota", PLAN, {"quotas": [quota(limit=-1)]}, "spec.quotas[0].limit", "should be greater than or equal to 0"),
     Bad("huge-quota", PLAN, {"quotas": [quota(limit=10**15 + 1)]}, "spec.quotas[0].limit", "should be less than or equal to 1"),
+    Bad("negative-rate", PLAN, {"limits": {"tokensPerMinute": -1}}, "spec.limits.tokensPerMinute", "should be greater than or equal to 1"),
+    Bad("huge-rate", AK, ak(limits={"requestsPerMinute": 10**9 + 1}), "spec.limits.requestsPerMinute", "should be less than or equal to 1"),
+    Bad("rate-beyond-64-bits", PLAN, {"limits": {"tokensPerMinute": 2**63}}, "spec.limits.tokensPerMinute", 'must be of type integer: "number"'),
+    Bad("huge-concurrency", PLAN, {"limits": {"concurrentRequests": 10**6 + 1}}, "spec.limits.concurrentRequests", "should be less than or equal to 1"),
+    Bad("no-trial-requests", PLAN, {"trial": {"requests": 0}}, "spec.trial.requests", "should be greater than or equal to 1"),
+    Bad("huge-trial", PLAN, {"trial": {"requests": 10**9 + 1}}, "spec.trial.requests", "should be less than or equal to 1"),
+    Bad("negative-key-quota", AK, ak(quotas=[quota(), quota("b", limit=-5)]), "spec.quotas[1].limit", "should be greater than or equal to 0"),
+    Bad("huge-context", MD, md(limits={"contextTokens": 10**8 + 1}), "spec.limits.contextTokens", "should be less than or equal to 1"),
+    Bad("negative-output", MD, md(limits={"outputTokens": -1}), "spec.limits.outputTokens", "should be greater than or equal to 1"),
     Bad("huge-replicas", MD, md(autoscaling={"minReplicas": 1001}), "spec.autoscaling.minReplicas", "should be less than or equal to 1000"),
     Bad("no-replicas", MD, md(autoscaling={"minReplicas": 0, "maxReplicas": 0}), "spec.autoscaling.maxReplicas", "should be greater than or equal to 1"),
     # Nothing twice.
@@ -212,6 +236,11 @@ BAD = [
     Bad("price-comma", MD, md(pricing={"perPage": "0,15"}), "spec.pricing.perPage", CREDITS),
     Bad("price-bare-point", MD, md(pricing={"perPage": ".5"}), "spec.pricing.perPage", CREDITS),
     Bad("price-other-digits", MD, md(pricing={"perPage": "\u0661"}), "spec.pricing.perPage", CREDITS),
+    Bad("price-10-digits", MD, md(pricing={"perPage": "1000000000.5"}), "spec.pricing.perPage", CREDITS),
+    Bad("price-not-a-number", MD, md(pricing={"perPage": "NaN"}), "spec.pricing.perPage", CREDITS),
+    Bad("credits-negative", PLAN, {"credits": {"monthly": -5}}, "spec.credits.monthly", CREDITS),
+    Bad("credits-huge", PLAN, {"credits": {"monthly": "1000000000"}}, "spec.credits.monthly", CREDITS),
+    Bad("credits-7-decimals", AK, ak(credits={"monthly": "0.0000001"}), "spec.credits.monthly", CREDITS),
     Bad("credits-empty", AK, ak(credits={"monthly": ""}), "spec.credits.monthly", CREDITS),
     Bad("memory-zero", MD, md(resources={"memory": 0}), "spec.resources.memory", QUANTITY),
     Bad("memory-unit", MD, md(resources={"memory": "24GB"}), "spec.resources.memory", QUANTITY),
@@ -244,6 +273,9 @@ BAD = [
     Bad("max-below-default-min", MD, md(autoscaling={"minReplicas": 2, "maxReplicas": 1}), "spec.autoscaling", "maxReplicas must be at least minReplicas"),
     Bad("output-over-context", MD, md(limits={"contextTokens": 5, "outputTokens": 6}), "spec.limits", "outputTokens must be at most contextTokens"),
     Bad("watermark-over-monthly", PLAN, {"credits": {"monthly": 5, "lowWatermark": "5.000001"}}, "spec.credits", "lowWatermark must be at most monthly"),
+    Bad("trial-of-nothing", PLAN, {"trial": {}}, "spec.trial", "write duration, requests or both; leave trial out for none"),
+    Bad("default-elsewhere", PLAN, {"endpoints": ["Files"], "defaultModels": [default("Files"), default("Embeddings")]}, "spec", "defaultModels has an endpoint that is not among endpoints"),
+    Bad("default-of-no-endpoint", PLAN, {"endpoints": [], "defaultModels": [default("Files")]}, "spec", "defaultModels has an endpoint that is not among endpoints"),
     Bad("file-over-storage", PLAN, {"limits": {"fileSize": "1Gi", "storage": "1G"}}, "spec.limits", "fileSize must be at most storage"),
     Bad("models-of-nothing", PLAN, {"models": {}}, "spec.models", "write ids, selector or both; leave models out for all models"),
     Bad("key-two-secrets", AK, ak(secretName="a", secretRef={"name": "b"}), "spec", "write secretName (Tollway makes the key) or secretRef (the key is yours), not both"),

@@ -39,6 +39,14 @@ Quotas = Annotated[tuple[Quota, ...], Field(max_length=16), MapBy("name", "name"
 
 
 class Trial(Model):
+    RULES = (
+        Rule(
+            "has(self.duration) || has(self.requests)",
+            "write duration, requests or both; leave trial out for none",
+            lambda self: self.duration is not None or self.requests is not None,
+        ),
+    )
+
     duration: PositiveDuration | None = Field(default=None, description="From the account's first key.")
     requests: Annotated[StrictInt, Field(ge=1, le=10**9)] | None = Field(
         default=None, description="Successful requests in the whole trial."
@@ -129,8 +137,21 @@ class DefaultModel(Model):
 
 
 class PlanSpec(Model):
+    RULES = (
+        Rule(
+            "!has(self.endpoints) || !has(self.defaultModels) || "
+            "self.defaultModels.all(default, default.endpoint in self.endpoints)",
+            "defaultModels has an endpoint that is not among endpoints",
+            lambda self: (
+                self.endpoints is None or all(default.endpoint in self.endpoints for default in self.default_models)
+            ),
+        ),
+    )
+
     display_name: Text | None = Field(default=None, description="By default the object's name.")
-    tier: Literal["Paid", "Free"] = Field(default="Paid", description="Free plans are told to upgrade at their limits.")
+    tier: Literal["Paid", "Free"] = Field(
+        default="Paid", description="Free: GET /usage says so (is_free). It limits and charges nothing by itself."
+    )
     trial: Trial | None = Field(default=None, description="Ends the plan after a time or a number of requests.")
     credits: PlanCredits | None = Field(default=None, description="What an account may spend; absent: no limit.")
     limits: PlanLimits | None = Field(default=None, description="Rates and sizes; absent: no limit.")

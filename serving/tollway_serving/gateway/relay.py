@@ -68,8 +68,9 @@ def count_whole(value: dict[str, Any], meter: Meter, shape: Shape) -> None:
 async def settle_and_send(call: Call, opened: Opened, headers: list[Header], body: bytes) -> None:
     """Charges a whole answer by its meter; it leaves once the ledger has kept that."""
     charge, meter = opened.charge, opened.meter
+    counts = meter.counts(1)
     charge.settle(
-        meter.counts(1),
+        counts,
         "ok",
         http_status=200,
         estimated=meter.estimated,
@@ -81,6 +82,9 @@ async def settle_and_send(call: Call, opened: Opened, headers: list[Header], bod
     except LedgerUnavailable:
         raise ledger_unavailable() from None
     _record(call, opened, meter, receipt)
+    if any(receipt.counts.get(unit, 0) < count for unit, count in counts.items() if unit != "requests"):
+        # This replica was stopped for so long that it was taken for dead: its hold was closed by less than this answer.
+        raise ledger_unavailable()
     await call.respond(200, body, [*headers, (b"x-credits-used", credits_text(receipt.charged_micro))])
 
 
