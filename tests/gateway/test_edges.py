@@ -13,8 +13,11 @@ from support.gateway import HELLO, KEY, PROVIDER_KEY, TOKEN, Running, key, model
 from tollway_serving.contract.catalogue import Limits, Target
 from tollway_serving.gateway import edge
 from tollway_serving.gateway.app import PREFIXES, ROUTES
+from tollway_serving.gateway.auth import AddressNet
+from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.ids import uuid7
 from tollway_serving.gateway.receipts import duration
+from tollway_serving.gateway.settings import Settings
 
 ASK: dict[str, Any] = {"messages": HELLO}
 
@@ -277,6 +280,19 @@ async def test_address_net(start: Any) -> None:
         assert status == expected
     assert 0 < int(headers["retry-after"]) <= 601
     assert (await running.post(ASK, headers={"x-real-ip": "198.51.100.8"}))[0] == 200
+
+
+def test_without_a_configured_header_an_address_is_the_sockets() -> None:
+    """Whatever a client says of itself; and by default 5,000 requests in ten minutes."""
+    settings = Settings.load({}, {})
+    assert (settings.address_requests, settings.address_window_s) == (5000, 600)
+    net = AddressNet(settings.client_address_header, settings.address_requests, settings.address_window_s)
+    for number in range(5000):
+        net.admit("198.51.100.7", b"203.0.113.%d" % (number % 250))
+    with pytest.raises(ApiError) as refused:
+        net.admit("198.51.100.7", b"203.0.113.250")
+    assert refused.value.code == "rate_limit_exceeded"
+    net.admit("198.51.100.8", None)
 
 
 async def test_two_keys_share_an_account(start: Any) -> None:

@@ -3,11 +3,15 @@
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from support.ledger import catalogue, ledger, publisher, reserve, settle
 
 from tollway_serving.contract.catalogue import KeyEntry, Limits, Quota
+from tollway_serving.ledger import schema
+from tollway_serving.ledger.database import Database
 from tollway_serving.ledger.ops import (
     Cover,
     HoldClosed,
@@ -209,6 +213,43 @@ async def test_announces_itself(store: Store, operator: DatabasePublisher) -> No
     await store.announce("gateway", "http://127.0.0.1:9/metrics")
     (replica,) = await operator.replicas()
     assert (replica.owner, replica.metrics_url) == ("gateway", "http://127.0.0.1:9/metrics")
+
+
+async def test_what_could_not_be_charged_is_not_let_in(store: Store, operator: DatabasePublisher) -> None:
+    """More credits than the database's numbers hold: by one call, and by many."""
+    dearest: dict[str, Any] = {"prices": {"output_tokens": 10**15}, "explicit": True}
+    refused = await store.submit(reserve(output_tokens=128 * 10**8, **dearest))
+    assert isinstance(refused, Refused)
+    assert (refused.code, refused.limit) == ("insufficient_quota", "credits")
+    for tokens, answer in ((9 * 10**7, Reserved), (2 * 10**7, Refused), (10**7, Reserved), (1, Refused)):
+        op = reserve(output_tokens=tokens, **dearest)
+        assert isinstance(await store.submit(op), answer)
+        if answer is Reserved:
+            assert (await store.submit(settle(op, output=tokens))).charged_micro == tokens * 10**9
+    assert await operator.open_holds() == {}
+
+
+async def test_a_hold_that_cannot_be_closed_keeps_no_other_open(
+    url: str, store: Store, operator: DatabasePublisher
+) -> None:
+    for name in "ab":
+        await store.submit(reserve(charge_id=name, deadline_ms=0))
+    database, body = Database(url), schema.holds.c.body
+
+    async def rewrite(old: str, new: str) -> None:
+        change = (
+            sa.update(schema.holds).where(schema.holds.c.charge_id == "a").values(body=sa.func.replace(body, old, new))
+        )
+        await database.write(lambda connection: connection.execute(change).rowcount)
+
+    await rewrite("prices", "prizes")
+    async with asyncio.timeout(15):
+        while await operator.open_holds() != {"small": 1}:  # noqa: ASYNC110 - the heartbeat has no event
+            await asyncio.sleep(0.05)
+        await rewrite("prizes", "prices")
+        while await operator.open_holds():  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await database.close()
 
 
 async def test_a_changed_plan_resets_nothing(store: Store) -> None:

@@ -188,6 +188,19 @@ async def test_a_grant_for_nobody_says_so(used: str) -> None:
         (("credits", "grant", "a/b", "-5", "--id", "x"), 2, "No such option"),
         (("credits", "grant", "a/b", "0", "--id", "x", "--database-url", "sqlite:////nowhere/l.db"), 1, "more than 0"),
         (
+            ("credits", "grant", "a/b", "0.1234567", "--id", "x", "--database-url", "sqlite:////nowhere/l.db"),
+            1,
+            "not a number of credits: 0.1234567",
+        ),
+        (
+            ("credits", "grant", "a/b", "1000000000", "--id", "x", "--database-url", "sqlite:////nowhere/l.db"),
+            1,
+            "not a number of credits: 1000000000",
+        ),
+        (("usage", "export", "--period", "2026-W54"), 2, "is no period"),
+        (("usage", "export", "--period", "2026-02-30"), 2, "is no period"),
+        (("usage", "export", "--since", "2026-02-30"), 2, "Invalid value for '--since'"),
+        (
             ("credits", "grant", "a/b", "1e3", "--id", "x", "--database-url", "sqlite:////nowhere/l.db"),
             1,
             "not a number",

@@ -190,7 +190,7 @@ BAD = [
     Bad("huge-quota", PLAN, {"quotas": [quota(limit=10**15 + 1)]}, "spec.quotas[0].limit", "should be less than or equal to 1"),
     Bad("negative-rate", PLAN, {"limits": {"tokensPerMinute": -1}}, "spec.limits.tokensPerMinute", "should be greater than or equal to 1"),
     Bad("huge-rate", AK, ak(limits={"requestsPerMinute": 10**9 + 1}), "spec.limits.requestsPerMinute", "should be less than or equal to 1"),
-    Bad("rate-beyond-64-bits", PLAN, {"limits": {"tokensPerMinute": 2**63}}, "spec.limits.tokensPerMinute", 'must be of type integer: "number"'),
+    Bad("rate-beyond-64-bits", PLAN, {"limits": {"tokensPerMinute": 2**63}}, "spec.limits.tokensPerMinute", "must be of type int"),
     Bad("huge-concurrency", PLAN, {"limits": {"concurrentRequests": 10**6 + 1}}, "spec.limits.concurrentRequests", "should be less than or equal to 1"),
     Bad("no-trial-requests", PLAN, {"trial": {"requests": 0}}, "spec.trial.requests", "should be greater than or equal to 1"),
     Bad("huge-trial", PLAN, {"trial": {"requests": 10**9 + 1}}, "spec.trial.requests", "should be less than or equal to 1"),

@@ -159,7 +159,7 @@ class PlanSpec(Model):
     models: PlanModels | None = Field(
         default=None, description="Models that it gives (union); absent: all that it may."
     )
-    endpoints: Annotated[tuple[Endpoint, ...], SetOf()] | None = Field(
+    endpoints: Annotated[tuple[Endpoint, ...], Field(max_length=16), SetOf()] | None = Field(
         default=None, description="Routes that it gives; absent: all."
     )
     default_models: Annotated[tuple[DefaultModel, ...], Field(max_length=16), MapBy("endpoint", "endpoint")] = Field(

@@ -17,6 +17,10 @@ from tollway_serving.ledger.state import MINUTE_MS, Hold, State, level, month_us
 
 MAX_DEADLINE_MS = 7 * 86_400_000
 
+MOST_MICRO = 10**17
+"""What an account without a limit may use in a month, a hundred milliard credits: sums then fit into a database's 64
+bits, and no call is let in that could not be charged."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scope:
@@ -67,6 +71,10 @@ def admit(scopes: tuple[Scope, ...], op: Reserve, now: int, key_subject: str | N
             return refused
     counts = {**fixed, "output_tokens": most} if most else fixed
     micro = charge_micro(counts, op.prices)
+    used, held = month_used(scopes[0].state, now)
+    if used + held + micro > MOST_MICRO:
+        text = messages.credits_used_up(used + held, MOST_MICRO, micro)
+        return Refused("insufficient_quota", text, _next_month(now), "credits")
     monthly = scopes[0].limits.credits_monthly_micro
     return Hold(
         charge_id=op.charge_id,

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from tollway_serving.ledger import schema
+from tollway_serving.ledger.admit import MOST_MICRO
 from tollway_serving.ledger.database import Database, now_ms
 from tollway_serving.ledger.replicas import insert_for
 from tollway_serving.ledger.state import State, account_subject, decode, encode
@@ -58,6 +59,8 @@ def _grant(connection: sa.Connection, account: str, micro: int, grant_id: str, n
         sa.select(grants.c.micro).where(grants.c.account == account, grants.c.grant_id == grant_id)
     ).scalar_one_or_none()
     if known is None:
+        if state.topup[0] + micro > MOST_MICRO:
+            raise ValueError(f"all grants of an account are at most {MOST_MICRO // 1_000_000} credits")
         row = {"account": account, "grant_id": grant_id, "micro": micro, "note": note}
         connection.execute(sa.insert(grants).values(**row, created_ms=now_ms(connection)))
         state.topup[0] += micro

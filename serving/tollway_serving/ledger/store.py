@@ -142,7 +142,13 @@ class Store:
     async def _beat(self) -> None:
         await self.announce(self._owner, self._metrics_url)
         for charge_id in await self._database.read(replicas.expired_holds):
-            receipt = await self._batcher.submit(Expire(charge_id))
+            try:
+                receipt = await self._batcher.submit(Expire(charge_id))
+            except LedgerUnavailable:
+                raise
+            except Exception as error:  # one that can't be closed must not keep the others open
+                log.error("ledger.hold_not_reaped", charge_id=charge_id, error=repr(error))
+                continue
             log.warning("ledger.hold_reaped", charge_id=charge_id, charged_micro=receipt.charged_micro)
         for forget in await self._database.read(tidy.left_behind):
             await self._batcher.submit(forget)
