@@ -73,7 +73,7 @@ async def run(options: argparse.Namespace) -> list[Outcome]:
         outcomes.append(outcome)
         for problem in outcome.differences:
             print(f"{store}: {problem}", flush=True)
-        if outcome.differences and options.logs:
+        if options.logs:
             print(outcome.logs)
         print(f"{store}: {outcome.verified}", flush=True)
     return outcomes
@@ -85,7 +85,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--stores", default="sqlite,postgresql")
     parser.add_argument("--clients", type=int, default=9)
-    parser.add_argument("--logs", action="store_true", help="print what the gateways said where something differs")
+    parser.add_argument("--logs", action="store_true", help="print what the gateways said")
     options = parser.parse_args()
     begun, load = time.monotonic(), os.getloadavg()[0]
     outcomes = asyncio.run(run(options))

@@ -35,6 +35,7 @@ GATEWAYS = 2
 RECOVERY_S = 90.0  # a gateway that starts on a very busy machine takes most of it
 GRACE_S = 20.0
 _TOPUP_MICRO = 3_000
+_BESIDE = "kill -9 of a gateway, beside a fault of the database"
 _UNKNOWN = "before any fault"
 
 
@@ -58,12 +59,22 @@ class GatewayProcess:
         return f"http://127.0.0.1:{self.port}"
 
     async def start(self) -> None:
+        """Returns when it listens, as a gateway does once it has tried its ledger."""
         command = ["-m", "uvicorn", "--factory", "tollway_serving.gateway.app:make_app", "--port", str(self.port)]
         command += ["--no-access-log", "--log-level", "warning", "--timeout-graceful-shutdown", "10"]
         with self._log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
                 sys.executable, *command, env=self._environment, stdout=log, stderr=log
             )
+        while self.process.returncode is None:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", self.port)
+            except OSError:
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return
+        raise RuntimeError(self.said())
 
     async def kill(self) -> None:
         self.process.kill()
@@ -118,8 +129,7 @@ class Suite:
         publisher = open_publisher(self._store.url)
         await publisher.start()
         await publisher.publish(catalogue(self._backend.url))
-        for each in self._gateways:
-            await each.start()
+        await asyncio.gather(*(each.start() for each in self._gateways))
         work = asyncio.create_task(self._load.run(clients))
         try:
             await self._all_healthy(time.monotonic())
@@ -162,15 +172,14 @@ class Suite:
             beside = seconds and kind in self._store.faults and chance.random() < 0.25
             also = self._later_kill() if beside else None
             window = await kinds[kind](self._chance)
-            if also is not None:
-                window = Window(window.begun, max(window.healed, (await also).healed))
             self.outcome.windows[kind].append(window)
+            healed = window.healed if also is None else max(window.healed, (await also).healed)
             try:
-                took = await self._all_healthy(window.healed)
+                took = await self._all_healthy(healed)
             except TimeoutError:
                 self.outcome.problems.append(f"not all gateways answer {RECOVERY_S:.0f} s after {kind}")
                 return
-            self.outcome.recovery[kind].append(took)
+            self.outcome.recovery[kind if also is None else _BESIDE].append(took)
 
     def _later_kill(self) -> "asyncio.Task[Window]":
         """Beside another fault: settlements may be waiting in a gateway that dies."""
@@ -178,7 +187,7 @@ class Suite:
         async def kill() -> Window:
             await asyncio.sleep(self._chance.random() * 2)
             window = await self._kill_one(self._chance)
-            self.outcome.windows["the same, beside another fault"].append(window)
+            self.outcome.windows[_BESIDE].append(window)
             return window
 
         return asyncio.create_task(kill())
