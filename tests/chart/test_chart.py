@@ -267,6 +267,7 @@ def test_roles_may_be_somebody_elses_business(helm: Helm) -> None:
         ({"ray": {"gateway": {"replicas": 0}}}, ["/ray/gateway/replicas", "minimum"]),
         ({"ledger": {"postgresql": {"enabled": False}}}, ["the ledger has no database: set ledger.existingSecret"]),
         ({"ledger": {"usageDays": 30}}, ["ledger.usageDays must be 0 (for ever) or at least 45"]),
+        ({"ledger": {"usageDays": 10**6}}, ["ledger.usageDays must be 0 (for ever) or at most 36500"]),
         ({"ingress": {"enabled": True}}, ["ingress.host is missing"]),
         ({"httpRoute": {"enabled": True, "hostnames": ["a"]}}, ["httpRoute.parentRefs is empty"]),
         ({"httpRoute": {"enabled": True, "parentRefs": [{"name": "a"}]}}, ["httpRoute.hostnames is empty"]),

@@ -216,3 +216,11 @@ async def test_verify_finds_an_answer_without_its_charge(url: str, store: Store)
 def test_too_short_a_retention(days: int) -> None:
     with pytest.raises(ValueError, match="at least 45"):
         tidy.drop_usage(None, days)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("days", "said"), [(-1, "at least 45"), (44, "at least 45"), (36_501, "at most 36500"), (10**12, "at most 36500")]
+)
+def test_a_retention_that_can_not_be_meant(days: int, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        tidy.usage_days(days)

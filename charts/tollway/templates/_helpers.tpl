@@ -63,5 +63,6 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "tollway.usageDays" -}}
 {{- $days := int .Values.ledger.usageDays }}
 {{- if and (ne $days 0) (lt $days 45) }}{{ fail "ledger.usageDays must be 0 (for ever) or at least 45" }}{{ end }}
+{{- if gt $days 36500 }}{{ fail "ledger.usageDays must be 0 (for ever) or at most 36500" }}{{ end }}
 {{- $days }}
 {{- end }}

@@ -12,14 +12,19 @@ from tollway_serving.ledger.replicas import GRACE_MS
 MIN_USAGE_DAYS = 45
 """Calls of the current month and week must be there: `verify` holds accounts against them."""
 
+MAX_USAGE_DAYS = 36_500
+"""A hundred years: a longer time begins before any database's."""
+
 _AT_ONCE = 500
 _ROWS_AT_ONCE = 5_000
 
 
 def usage_days(days: int) -> int | None:
-    """A setting as it is written: 0 is for ever (None). ValueError for less than MIN_USAGE_DAYS."""
+    """A setting as it is written: 0 is for ever (None). ValueError for less than MIN_USAGE_DAYS, and for ages."""
     if days != 0 and days < MIN_USAGE_DAYS:
         raise ValueError(f"must be 0 (for ever) or at least {MIN_USAGE_DAYS}")
+    if days > MAX_USAGE_DAYS:
+        raise ValueError(f"must be 0 (for ever) or at most {MAX_USAGE_DAYS}")
     return days or None
 
 
