@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ import uvicorn
 
 HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1]))
+
+from support.gateway import KEY  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 TOKENS = 16
@@ -217,11 +220,9 @@ class Asker(asyncio.Protocol):
             raise RuntimeError("the connection broke")
 
 
-async def ask(port: int, body: dict[str, Any], requests: int, connections: int) -> list[float]:
-    from support.gateway import KEY
-
+async def ask(port: int, body: dict[str, Any], requests: int, connections: int, key: str = KEY) -> list[float]:
     raw = json.dumps(body).encode()
-    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {KEY}\r\n"
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
     request = head.encode() + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw
     done = asyncio.Event()
     times: list[float] = []
@@ -261,12 +262,32 @@ def wait_for(port: int) -> None:
     raise RuntimeError("did not start")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--requests", type=int, default=3000)
     parser.add_argument("--connections", default="1,32")
     parser.add_argument("--chunks", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One line of the table: who is asked for what. `beside` is another process that works for it."""
+
+    name: str
+    who: str
+    port: int
+    stream: bool
+    model: str | None = "plain"
+    beside: str | None = None
+
+    def body(self) -> dict[str, Any]:
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": PROMPT}]}
+        return body | ({"model": self.model} if self.model else {}) | ({"stream": True} if self.stream else {})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    add_options(parser)
     parser.add_argument("--serve", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -288,7 +309,14 @@ def main() -> None:
         try:
             for p in (model_port, floor_port, port):
                 wait_for(p)
-            measure(options, {name: process.pid for name, process in processes.items()}, floor_port, port)
+            cases = [
+                Case("floor, whole", "floor", floor_port, stream=False),
+                Case("gateway, whole, passed through", "gateway", port, stream=False),
+                Case(f"floor, stream of {TOKENS}", "floor", floor_port, stream=True),
+                Case(f"gateway, whole, collected from {TOKENS}", "gateway", port, stream=False, model=None),
+                Case(f"gateway, stream of {TOKENS}", "gateway", port, stream=True, model=None),
+            ]
+            measure(options, {name: process.pid for name, process in processes.items()}, floor_port, port, cases)
         finally:
             for process in processes.values():
                 process.terminate()
@@ -296,34 +324,32 @@ def main() -> None:
                 process.wait()
 
 
-def measure(options: argparse.Namespace, pids: dict[str, int], floor_port: int, port: int) -> None:
-    message = [{"role": "user", "content": PROMPT}]
+def measure(
+    options: argparse.Namespace, pids: dict[str, int], floor_port: int, port: int, cases: list[Case], key: str = KEY
+) -> None:
     long = [{"role": "user", "content": f"{options.chunks} words please"}]
-    cases: list[tuple[str, str, int, dict[str, Any]]] = [
-        ("floor, whole", "floor", floor_port, {"model": "plain", "messages": message}),
-        ("gateway, whole, passed through", "gateway", port, {"model": "plain", "messages": message}),
-        (f"floor, stream of {TOKENS}", "floor", floor_port, {"messages": message, "stream": True}),
-        (f"gateway, whole, collected from {TOKENS}", "gateway", port, {"messages": message}),
-        (f"gateway, stream of {TOKENS}", "gateway", port, {"messages": message, "stream": True}),
-    ]
-    print(f"{'CPU of the process, us a request':44}{'conn':>5}{'cpu us':>9}{'loop us':>9}{'p50 ms':>9}{'req/s':>9}")
+    columns = f"{'conn':>5}{'cpu us':>9}{'loop us':>9}{'beside us':>10}{'p50 ms':>9}{'p99 ms':>9}{'req/s':>9}"
+    print(f"{'CPU of the process, us a request':44}{columns}")
     for connections in (int(c) for c in options.connections.split(",")):
         results: dict[str, list[tuple[float, ...]]] = {}
-        for _, _, p, body in cases:
-            asyncio.run(ask(p, body, 200, connections))
+        for case in cases:
+            asyncio.run(ask(case.port, case.body(), 200, connections, key))
         for _ in range(options.rounds):
-            for name, who, p, body in cases:
+            for case in cases:
                 requests = options.requests if connections > 1 else options.requests // 3
-                before, loop_before = cpu(pids[who]), main_thread_cpu(pids[who])
+                pid, other = pids[case.who], pids[case.beside] if case.beside else None
+                before = (cpu(pid), main_thread_cpu(pid), cpu(other) if other else 0.0)
                 began = time.perf_counter()
-                times = asyncio.run(ask(p, body, requests, connections))
+                times = asyncio.run(ask(case.port, case.body(), requests, connections, key))
                 took = time.perf_counter() - began
-                used = (cpu(pids[who]) - before) / requests * 1e6
-                loop = (main_thread_cpu(pids[who]) - loop_before) / requests * 1e6
-                results.setdefault(name, []).append((used, loop, statistics.median(times) * 1000, requests / took))
+                after = (cpu(pid), main_thread_cpu(pid), cpu(other) if other else 0.0)
+                used = [(b - a) / requests * 1e6 for a, b in zip(before, after, strict=True)]
+                p50, p99 = statistics.median(times) * 1000, statistics.quantiles(times, n=100)[98] * 1000
+                results.setdefault(case.name, []).append((*used, p50, p99, requests / took))
         for name, rows in results.items():
-            used, loop, p50, rate = (statistics.median(values) for values in zip(*rows, strict=True))
-            print(f"{name:44}{connections:>5}{used:>9.0f}{loop:>9.0f}{p50:>9.2f}{rate:>9.0f}", flush=True)
+            used_, loop, beside, p50, p99, rate = (statistics.median(values) for values in zip(*rows, strict=True))
+            figures = f"{used_:>9.0f}{loop:>9.0f}{beside:>10.0f}{p50:>9.2f}{p99:>9.2f}{rate:>9.0f}"
+            print(f"{name:44}{connections:>5}{figures}", flush=True)
     print(f"{'CPU of the process, us a relayed chunk':44}{'conn':>5}{'cpu us':>9}")
     streams = 20
     for connections in (1, 8):
@@ -334,7 +360,7 @@ def measure(options: argparse.Namespace, pids: dict[str, int], floor_port: int, 
                 ("gateway", "gateway", port, {"messages": long, "stream": True, "max_tokens": 4096}),
             ):
                 before = cpu(pids[who])
-                asyncio.run(ask(p, body, streams, connections))
+                asyncio.run(ask(p, body, streams, connections, key))
                 found.setdefault(name, []).append((cpu(pids[who]) - before) / streams / options.chunks * 1e6)
         for name, values in found.items():
             print(f"{name:44}{connections:>5}{statistics.median(values):>9.2f}")

@@ -30,7 +30,11 @@ class GatewayReplica:
 def build(args: dict[str, Any]) -> serve.Application:
     """`args`: fields of Settings. The number of replicas and their resources come from the Serve config."""
     deployment: serve.Deployment = serve.deployment(
-        name=GATEWAY_DEPLOYMENT, max_ongoing_requests=_MAX_ONGOING, ray_actor_options={"num_cpus": 0.1}
+        name=GATEWAY_DEPLOYMENT,
+        max_ongoing_requests=_MAX_ONGOING,
+        ray_actor_options={"num_cpus": 0.1},
+        # The gateway writes a better line itself, at a tenth of the cost.
+        logging_config={"enable_access_log": False},
     )(GatewayReplica)
     application: serve.Application = deployment.bind(args)
     return application
