@@ -161,6 +161,7 @@ async def test_a_client_that_leaves_during_one_pays_nothing(start: Any, backend:
     backend.then(hold=asyncio.Event())
     async with asking(running) as stream:
         assert await stream.next() == BEAT
+        await asyncio.wait_for(backend.arrived.wait(), 5)
         stream.response.close()
     await asyncio.wait_for(backend.calls[0].cancelled.wait(), 5)
     (row,) = await running.usage_rows(1)

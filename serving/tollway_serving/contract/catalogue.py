@@ -124,7 +124,7 @@ class Limits(Entry):
 
     def binds(self) -> bool:
         """Whether anything at all is limited."""
-        return self != Limits()
+        return any(value is not None and value != () for value in self.__dict__.values())
 
 
 class PlanEntry(Entry):

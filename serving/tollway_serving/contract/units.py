@@ -70,23 +70,31 @@ PRICE_UNITS: dict[Unit, int] = {
 
 _COMMON = 3_000_000  # the least number that each of PRICE_UNITS' values divides, so that sums stay whole
 
+_FACTORS: Mapping[Unit, int] = {unit: _COMMON // size for unit, size in PRICE_UNITS.items()}
+
 MICRO = 1_000_000
 """Micro-credits in a credit."""
 
 
 def charge_micro(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
     """Micro-credits for `counts` at `prices` (micro-credits per PRICE_UNITS of each), rounded up once, never < 0."""
-    total = sum(count * prices.get(unit, 0) * (_COMMON // PRICE_UNITS[unit]) for unit, count in counts.items())
-    return -(-total // _COMMON)
+    return -(-_commons(counts, prices) // _COMMON)
+
+
+def _commons(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
+    total = 0
+    for unit, price in prices.items():
+        if price and unit in counts:
+            total += counts[unit] * price * _FACTORS[unit]
+    return total
 
 
 def affordable_units(micro: int, unit: Unit, prices: Mapping[Unit, int], spent: Mapping[Unit, int]) -> int | None:
     """How many of `unit` fit into `micro` micro-credits beside the counts in `spent`; None where the unit is free."""
-    price = prices.get(unit, 0) * (_COMMON // PRICE_UNITS[unit])
+    price = prices.get(unit, 0) * _FACTORS[unit]
     if price <= 0:
         return None
-    used = sum(count * prices.get(u, 0) * (_COMMON // PRICE_UNITS[u]) for u, count in spent.items())
-    return max(0, (micro * _COMMON - used) // price)
+    return max(0, (micro * _COMMON - _commons(spent, prices)) // price)
 
 
 def format_credits(micro: int) -> str:

@@ -129,6 +129,7 @@ class Admission:
         estimate: Estimate,
         revision: int,
         replaces: Charge | None,
+        covered: int,
     ) -> Charge:
         """Holds all that `estimate` may need. ApiError: refused, or no ledger; CatalogueMoved: decide again."""
         op = Reserve(
@@ -152,6 +153,7 @@ class Admission:
             output_minimum=estimate.n,
             explicit=estimate.explicit,
             deadline_ms=entry.timeouts.total_ms + _GRACE_MS,
+            covered=covered,
             replaces=replaces.id if replaces is not None else None,
         )
         future = self._ledger.submit(op)

@@ -22,6 +22,7 @@ from tollway_serving.gateway.catalogue import Access, Catalogue
 from tollway_serving.gateway.errors import ApiError, internal_error
 from tollway_serving.gateway.fallback import Fallbacks
 from tollway_serving.gateway.fetch import Fetcher
+from tollway_serving.gateway.http_client import HttpUpstream
 from tollway_serving.gateway.ids import uuid7
 from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.receipts import Settler
@@ -29,7 +30,7 @@ from tollway_serving.gateway.route import Route
 from tollway_serving.gateway.routes import chat, completions, docs, embeddings, health, models, usage
 from tollway_serving.gateway.secrets import Secrets
 from tollway_serving.gateway.settings import Settings
-from tollway_serving.gateway.upstream import AiohttpUpstream, Upstream
+from tollway_serving.gateway.upstream import Upstream
 from tollway_serving.ledger.ops import LedgerUnavailable
 from tollway_serving.ledger.port import Ledger
 
@@ -60,11 +61,11 @@ class Gateway:
         self.settings = settings
         self.routes = ROUTES
         self.secrets = Secrets(settings.secrets_dir, settings.providers_dir)
-        self.metrics = Metrics()
+        self.metrics = Metrics(lambda: self._in_progress)
         self.draining = False
         self.owner = f"{socket.gethostname()[:40]}-{os.getpid()}-{uuid7()}"
         self._open_ledger = ledger
-        self._upstream = upstream or AiohttpUpstream(self.secrets)
+        self._upstream = upstream or HttpUpstream(self.secrets)
         self._net = AddressNet(settings.client_address_header, settings.address_requests, settings.address_window_s)
         self.access_log = logs.AccessLog(settings.access_log)
         self._in_progress = 0
@@ -141,7 +142,7 @@ class Gateway:
                 log.warning("ledger_unavailable", error=str(error))
             except Exception:
                 log.exception("gateway_background_failed")
-            self.metrics.revision.set(self.catalogue.revision)
+            self.metrics.loaded(self.catalogue.revision)
             await asyncio.sleep(_BACKGROUND_S)
 
     def keep(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":

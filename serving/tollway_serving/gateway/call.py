@@ -16,6 +16,7 @@ from tollway_serving.gateway import sse
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.heartbeat import Heartbeat
 from tollway_serving.gateway.ids import uuid7, valid_request_id
+from tollway_serving.gateway.limit import Limit
 from tollway_serving.ledger.ops import Repeat
 
 Header = tuple[bytes, bytes]
@@ -41,6 +42,7 @@ class Call:
 
     __slots__ = (
         "_emit_id",
+        "_headers",
         "_heartbeat",
         "_receive",
         "_send",
@@ -69,6 +71,7 @@ class Call:
         self._receive = receive
         self._send = send
         self._emit_id = emit_id
+        self._headers: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # the first one stays
         self.started = time.monotonic()
         self.began_at = time.time()
         self.request_id = valid_request_id(self.header(b"x-request-id")) or uuid7()
@@ -90,10 +93,8 @@ class Call:
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name; the first one if it came twice."""
-        for key, value in self.scope["headers"]:
-            if key == name:
-                return bytes(value)
-        return None
+        value = self._headers.get(name)
+        return None if value is None else bytes(value)
 
     def milliseconds(self) -> int:
         return int((time.monotonic() - self.started) * 1000)
@@ -144,7 +145,7 @@ class Call:
 
     async def _receive_body(self, timeout_s: float) -> Any:
         try:
-            async with asyncio.timeout(timeout_s):
+            with Limit(timeout_s):
                 message = await self._receive()
         except TimeoutError:
             raise ApiError("invalid_json", "The body did not arrive in time.", headers=_CLOSE) from None

@@ -21,7 +21,8 @@ from tollway_serving.gateway.call import Call
 from tollway_serving.gateway.catalogue import Access, Catalogue, Model
 from tollway_serving.gateway.errors import ApiError, internal_error
 from tollway_serving.gateway.fetch import Fetcher
-from tollway_serving.gateway.metering import Coverage, Meter
+from tollway_serving.gateway.limit import Limit
+from tollway_serving.gateway.metering import FIRST_STEP, Coverage, Meter
 from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.parameters import Fitted
 from tollway_serving.gateway.receipts import Charge
@@ -273,7 +274,14 @@ class Fallbacks:
         opened: Opened | None = None
         try:
             charge = await self._admission.reserve(
-                call, access, entry, work.endpoint, estimate, self._catalogue.revision, state.charge
+                call,
+                access,
+                entry,
+                work.endpoint,
+                estimate,
+                self._catalogue.revision,
+                state.charge,
+                FIRST_STEP if work.streamed else 0,
             )
             charge.fallback_from, charge.fallback_depth = asked, state.tried
             state.charge = charge
@@ -303,7 +311,7 @@ class Fallbacks:
                 if work.calls > 1:
                     opened.again = partial(self._again, call, work, opened, iter(work.following(entry)))
             else:
-                async with asyncio.timeout(opened.deadline - time.monotonic()):
+                with Limit(opened.deadline - time.monotonic()):
                     opened.peeked = await work.complete(entry, answer, opened.peeked, opened.meter)
                     for body in work.following(entry):
                         opened.close_answer()
@@ -332,7 +340,7 @@ class Fallbacks:
 
     async def _post(self, call: Call, work: Work, opened: Opened, body: dict[str, Any]) -> tuple[Answer, Any]:
         entry = opened.entry
-        async with asyncio.timeout(min(work.patience_ms(entry), entry.timeouts.total_ms) / 1000):
+        with Limit(min(work.patience_ms(entry), entry.timeouts.total_ms) / 1000):
             answer = await self._upstream.post(
                 entry.target, work.path, orjson.dumps(body), call.request_id, entry.timeouts
             )

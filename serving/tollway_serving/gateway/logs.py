@@ -39,12 +39,16 @@ class AccessLog:
         self._out = out
         self._lines: list[bytes] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._second, self._stamp = -1, ""  # made once a second, not once a line
 
     def write(self, at: float, fields: dict[str, Any]) -> None:
         """`at` is seconds since the epoch."""
         if not self._enabled:
             return
-        stamp = datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        second, thousandths = divmod(int(at * 1000), 1000)
+        if second != self._second:
+            self._second, self._stamp = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        stamp = f"{self._stamp}.{thousandths:03d}Z"
         self._lines.append(orjson.dumps({"event": "request", "level": "info", "timestamp": stamp, **fields}))
         if len(self._lines) >= _FLUSH_LINES:
             self.flush()

@@ -14,7 +14,7 @@ from tollway_serving.gateway.errors import ledger_unavailable
 from tollway_serving.ledger.ops import Cover
 from tollway_serving.ledger.port import Ledger
 
-_FIRST_STEP = 64
+FIRST_STEP = 64  # is covered by the hold itself
 _LARGEST_STEP = 1024
 _TRIES = 4
 _COUNT_LIMIT = 10**9
@@ -91,11 +91,9 @@ class Coverage:
         self._ledger = ledger
         self._charge_id = charge_id
         self._most = most
-        self._step = _FIRST_STEP
-        self._asked = 0
-        self._durable = 0
+        self._step = FIRST_STEP
+        self._asked = self._durable = min(FIRST_STEP, most)
         self._pending: asyncio.Future[None] | None = None
-        self._ask(0, None)
 
     def covers(self, meter: Meter) -> bool:
         """Whether what the meter shows may leave; also asks for more in time."""
@@ -115,8 +113,8 @@ class Coverage:
         raise ledger_unavailable()
 
     def _ask(self, tokens: int, prompt_tokens: int | None) -> None:
-        wanted = max(min(self._asked + self._step, self._most), tokens)
         self._step = min(self._step * 2, _LARGEST_STEP)
+        wanted = max(min(self._asked + self._step, self._most), tokens)
         self._asked = wanted
         future = self._ledger.submit(Cover(self._charge_id, wanted, prompt_tokens))
         self._pending = future

@@ -63,7 +63,7 @@ class Settler:
         try:
             for attempt in range(1_000_000):
                 await asyncio.sleep(_RETRY_S[min(attempt, len(_RETRY_S) - 1)])
-                self._metrics.settle_retries.inc()
+                self._metrics.retried()
                 try:
                     await self._ledger.submit(op)
                     return

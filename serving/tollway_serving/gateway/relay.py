@@ -16,6 +16,7 @@ from tollway_serving.gateway import sse
 from tollway_serving.gateway.call import Call, Header
 from tollway_serving.gateway.errors import ApiError, internal_error, ledger_unavailable
 from tollway_serving.gateway.fallback import Opened
+from tollway_serving.gateway.limit import Limit
 from tollway_serving.gateway.metering import Meter
 from tollway_serving.gateway.once import kept
 from tollway_serving.gateway.peek import parse_chunk
@@ -128,7 +129,7 @@ class Stream:
         opened, call = self._opened, self._call
         error: ApiError | None = None
         try:
-            async with asyncio.timeout_at(asyncio.get_running_loop().time() + opened.deadline - time.monotonic()):
+            with Limit(opened.deadline - time.monotonic()):
                 await self._head()
                 error = await self._body()
                 while error is None and await self._again():

@@ -94,6 +94,7 @@ def admit(scopes: tuple[Scope, ...], op: Reserve, now: int, key_subject: str | N
         micro=micro,
         topup=0 if monthly is None else max(0, micro - _month_room(scopes[0], now)),
         monthly_limit=monthly,
+        covered_output=min(op.covered, most),
         repeat=op.repeat,
     )
 

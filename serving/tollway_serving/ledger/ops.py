@@ -111,6 +111,7 @@ class Reserve:
     # A fallback's: this hold is released in the same transaction and no second request is counted; where the reserve is
     # refused it stays, and its caller settles it.
     replaces: str | None = None
+    covered: int = 0  # of the tokens granted, how many may leave at once: a first Cover without a turn of its own
     key_uid: str = ""  # KeyEntry.uid: the key's own counts begin anew with a re-created ApiKey
     repeat: Repeat | None = None
 

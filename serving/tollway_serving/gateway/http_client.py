@@ -1,0 +1,368 @@
+"""HTTP/1.1 to models over keep-alive connections, parsed by httptools: `upstream.Upstream` as `app` makes it.
+
+A library's client was most of what relaying cost (docs/decisions.md). Nothing here follows redirects, keeps cookies,
+decompresses, or asks the environment for a proxy. Heads and trailers are bounded, and a reader that is slow stops the
+model's sending.
+"""
+
+import asyncio
+import ssl
+import time
+from collections import deque
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, cast
+from urllib.parse import quote, urlsplit
+
+import httptools
+
+from tollway_serving.contract.catalogue import Target, Timeouts
+from tollway_serving.gateway.secrets import Secrets
+from tollway_serving.gateway.upstream import Trouble, UpstreamFailed, request_headers, retry_seconds
+
+_MAX_UNREAD = 256 * 1024  # bytes of a body that wait for their reader before the model has to wait, too
+_MAX_OVERHEAD = 64 * 1024  # bytes in a row that are no body: a head, trailers, the extensions of chunks
+_ONE_WRITE = 64 * 1024  # a longer body is not copied behind its head
+_IDLE_S = 4.0  # before uvicorn (5 s) closes it: a POST on a closing connection is not repeated
+_PORTS: Final = {"http": 80, "https": 443}
+_ASKED_FOR: Final = frozenset((b"content-type", b"retry-after", b"x-ignored-parameters"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    host: str
+    port: int
+    tls: bool
+
+
+@lru_cache(maxsize=4096)
+def _parse(url: str) -> tuple[_Origin, bytes, bytes]:
+    """Where to connect, the Host header, the path's beginning. ValueError: no URL that can be asked."""
+    parts = urlsplit(url)
+    if parts.scheme not in _PORTS or not parts.hostname or "@" in parts.netloc or parts.query or parts.fragment:
+        raise ValueError("not an http(s) URL of a host and a path")
+    origin = _Origin(parts.hostname, parts.port or _PORTS[parts.scheme], parts.scheme == "https")
+    host = origin.host.encode("idna") if ":" not in origin.host else b"[%b]" % origin.host.encode("ascii")
+    authority = host if parts.port is None else b"%b:%d" % (host, parts.port)
+    return origin, authority, quote(parts.path, safe="/%:@!$&'()*+,;=~").encode("ascii")
+
+
+class HttpAnswer:
+    """See `upstream.Answer`. Silence is looked for by one timer a stream, not one a chunk."""
+
+    __slots__ = ("_connection", "_done", "_failed", "_parts", "_silence_s", "_size", "_timer", "_waiter",
+                 "_waiting_since", "content_type", "ignored", "retry_after_s", "status")  # fmt: skip
+
+    def __init__(self, connection: "_Connection") -> None:
+        self._connection = connection
+        self._parts: list[bytes] = []
+        self._size = 0
+        self._done = False
+        self._failed: tuple[Trouble, str] | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._waiting_since = 0.0
+        self._silence_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.status = 0
+        self.content_type = ""
+        self.retry_after_s: int | None = None
+        self.ignored: tuple[str, ...] = ()
+
+    async def head(self) -> None:
+        """Returns when the fields of the head are there."""
+        while not self.status:
+            await self._change()
+
+    async def chunk(self) -> bytes:
+        while not self._parts:
+            if self._done:
+                return b""
+            await self._change()
+        parts, self._parts = self._parts, []
+        self._size = 0
+        self._connection.resume()
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _change(self) -> None:
+        if self._failed is not None:
+            raise UpstreamFailed(*self._failed)
+        self._waiter = self._connection.loop.create_future()
+        self._waiting_since = time.monotonic()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+            self._waiting_since = 0.0
+
+    def limit_silence(self, seconds: float) -> None:
+        self._silence_s = seconds
+        self._timer = self._connection.loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        waited = time.monotonic() - self._waiting_since if self._waiting_since else 0.0
+        if waited >= self._silence_s:
+            self.fail("timeout", "silent for too long")
+        else:
+            self._timer = self._connection.loop.call_later(self._silence_s - waited, self._look)
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if not self._done:
+            self._connection.abort()
+
+    # What the connection says.
+
+    def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
+        self.status = status
+        self.content_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower().decode("latin-1")
+        self.retry_after_s = retry_seconds(headers.get(b"retry-after", b"").decode("latin-1").strip())
+        if ignored := headers.get(b"x-ignored-parameters"):
+            self.ignored = tuple(name.strip() for name in ignored.decode("latin-1").split(","))
+        self.wake()
+
+    def feed(self, data: bytes) -> bool:
+        """Whether there is room for more."""
+        self._parts.append(data)
+        self._size += len(data)
+        self.wake()
+        return self._size < _MAX_UNREAD
+
+    def finish(self) -> None:
+        self._done = True
+        self.wake()
+
+    def fail(self, trouble: Trouble, detail: str) -> None:
+        if self._failed is None and not self._done:
+            self._failed = (trouble, detail)
+            self.wake(self._failed)
+
+    def wake(self, failed: tuple[Trouble, str] | None = None) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            if failed is not None:
+                self._waiter.set_exception(UpstreamFailed(*failed))
+            else:
+                self._waiter.set_result(None)
+
+
+class _Connection(asyncio.Protocol):
+    """One call at a time. Its parser calls the methods with `on_`."""
+
+    def __init__(self, pool: "_Pool", origin: _Origin) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.idle_since = 0.0
+        self._pool = pool
+        self._origin = origin
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._answer: HttpAnswer | None = None
+        self._headers: dict[bytes, bytes] = {}
+        self._bounded = False  # the head says where the body ends
+        self._begun = False
+        self._complete = False
+        self._kept = False  # another call may follow
+        self._paused = False
+        self._overhead = 0  # bytes since the last ones of a body
+        self._fields = 0  # bytes of headers and trailers
+
+    @property
+    def usable(self) -> bool:
+        return self._transport is not None and not self._transport.is_closing()
+
+    def ask(self, head: bytes, body: bytes) -> HttpAnswer:
+        transport = self._transport
+        assert transport is not None  # noqa: S101  # who has this connection has it connected
+        self._answer = HttpAnswer(self)
+        self._headers = {}
+        self._bounded = self._begun = self._complete = False
+        self._overhead = self._fields = 0
+        if len(body) <= _ONE_WRITE:
+            transport.write(head + body)
+        else:
+            transport.write(head)
+            transport.write(body)
+        return self._answer
+
+    def resume(self) -> None:
+        if self._paused and self._transport is not None:
+            self._paused = False
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        self._answer = None
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        answer, self._answer = self._answer, None
+        if answer is None:
+            self._pool.forget(self._origin, self)
+        elif error is None and self._begun and not self._bounded:
+            answer.finish()
+        else:
+            answer.fail("broken", f"broke off: {type(error).__name__ if error is not None else 'closed'}")
+
+    def data_received(self, data: bytes) -> None:
+        if self._answer is None:  # nobody asked
+            self.abort()
+            return
+        self._overhead += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            self._broken(f"no HTTP: {type(error).__name__}")
+            return
+        if self._complete:
+            answer, self._answer = self._answer, None
+            self.resume()
+            if self._kept:
+                self._pool.give_back(self._origin, self)
+            else:
+                self.abort()
+            answer.finish()
+        elif self._overhead > _MAX_OVERHEAD:
+            self._broken("its head or trailers are too long")
+
+    def _broken(self, detail: str) -> None:
+        answer = self._answer
+        self.abort()
+        if answer is not None:
+            answer.fail("broken", detail)
+
+    def on_message_begin(self) -> None:
+        if self._complete:
+            raise ValueError("an answer that nobody asked for")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += len(name) + len(value) + 4
+        if self._fields > _MAX_OVERHEAD:
+            raise ValueError("its head or trailers are too long")
+        if self._begun:
+            return  # trailers
+        name = name.lower()
+        if name in _ASKED_FOR:
+            self._headers.setdefault(name, value)
+        elif name in (b"content-length", b"transfer-encoding"):
+            self._bounded = True
+
+    def on_headers_complete(self) -> None:
+        status = self._parser.get_status_code()
+        if status < 200:
+            self._headers.clear()  # early hints: the answer follows
+            self._bounded = False
+            return
+        self._begun = True
+        self._bounded = self._bounded or status in (204, 304)
+        self._overhead = 0
+        if self._answer is not None:
+            self._answer.begin(status, self._headers)
+
+    def on_body(self, data: bytes) -> None:
+        self._overhead = 0
+        if self._answer is not None and not self._answer.feed(data) and not self._paused and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def on_message_complete(self) -> None:
+        if self._begun:
+            self._complete = True
+            self._kept = self._bounded and self._parser.should_keep_alive()  # (after the message it would say False)
+
+
+class _Pool:
+    """Connections that wait for their next call, by where they lead; the one used last is taken first."""
+
+    def __init__(self) -> None:
+        self._idle: dict[_Origin, deque[_Connection]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def take(self, origin: _Origin) -> _Connection | None:
+        waiting = self._idle.get(origin)
+        while waiting:
+            connection = waiting.pop()
+            if connection.usable:
+                return connection
+        return None
+
+    def give_back(self, origin: _Origin, connection: _Connection) -> None:
+        connection.idle_since = connection.loop.time()
+        self._idle.setdefault(origin, deque()).append(connection)
+        if self._timer is None:
+            self._timer = connection.loop.call_later(_IDLE_S / 4, self._sweep, connection.loop)
+
+    def forget(self, origin: _Origin, connection: _Connection) -> None:
+        waiting = self._idle.get(origin)
+        if waiting and connection in waiting:
+            waiting.remove(connection)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        late = loop.time() - _IDLE_S * 3 / 4  # it comes by every quarter
+        for origin, waiting in list(self._idle.items()):
+            while waiting and waiting[0].idle_since < late:
+                waiting.popleft().abort()
+            if not waiting:
+                del self._idle[origin]
+        self._timer = loop.call_later(_IDLE_S / 4, self._sweep, loop) if self._idle else None
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for waiting in self._idle.values():
+            while waiting:
+                waiting.pop().abort()
+
+
+class HttpUpstream:
+    """See `upstream.Upstream`. There is no limit on connections: a model's `queuedRequests` bounds its calls."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self._pool = _Pool()
+        self._tls: ssl.SSLContext | None = None
+
+    async def start(self) -> None:
+        self._tls = await asyncio.to_thread(ssl.create_default_context)  # reads a few hundred certificates
+
+    async def close(self) -> None:
+        self._pool.close()
+
+    async def post(self, target: Target, path: str, body: bytes, request_id: str, timeouts: Timeouts) -> HttpAnswer:
+        try:
+            origin, authority, base = _parse(target.url)
+        except ValueError as error:
+            raise UpstreamFailed("connect", f"no URL to ask: {error}") from error
+        head = b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
+            base,
+            path.encode("ascii"),
+            authority,
+            request_headers(target, request_id, self._secrets),
+            len(body),
+        )
+        connection = self._pool.take(origin) or await self._connect(origin, timeouts.connect_ms / 1000)
+        answer = connection.ask(head, body)
+        try:
+            await answer.head()
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    async def _connect(self, origin: _Origin, limit_s: float) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(limit_s):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self._pool, origin),
+                    origin.host,
+                    origin.port,
+                    ssl=self._tls if origin.tls else None,
+                )
+        except TimeoutError as error:
+            raise UpstreamFailed("connect", "no connection in time") from error
+        except (OSError, UnicodeError) as error:
+            raise UpstreamFailed("connect", f"no connection: {type(error).__name__}") from error
+        return connection
