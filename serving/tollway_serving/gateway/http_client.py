@@ -214,8 +214,10 @@ class _Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            self._broken(f"no HTTP: {type(error).__name__}")
-            return
+            if not self._complete:
+                self._broken(f"no HTTP: {type(error).__name__}")
+                return
+            self._kept = False  # what follows the answer is none
         if self._complete:
             answer, self._answer = self._answer, None
             self.resume()
