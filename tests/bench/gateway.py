@@ -1,13 +1,15 @@
 """What the gateway costs: CPU of its process a request and a relayed chunk, beside the floor, in one interleaved run.
 
     python tests/bench/gateway.py [--requests 3000] [--connections 1,32] [--chunks 1000] [--rounds 3]
+        [--stores sqlite,postgresql]
 
-Three processes: a model server that answers at once, the thing measured, and this one, which asks. CPU is the
+A gateway a store; PostgreSQL is a server of its own with fsync, whose CPU is not counted. Three processes: a model server that answers at once, the thing measured, and this one, which asks. CPU is the
 process's own (user and system), so that a busy machine changes the wall-clock figures more than these. Reads /proc.
 """
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -26,9 +28,11 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[1]))
 
 from support.gateway import KEY  # noqa: E402
+from support.postgres import server  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 TOKENS = 16
+REFUSED: list[bytes] = []
 PROMPT = "Write a short poem about the sea, and make it rhyme. " * 8
 
 
@@ -114,7 +118,7 @@ async def serve_model(port: int) -> None:
 # --- the gateway ----------------------------------------------------------------------------------------------------
 
 
-async def serve_gateway(backend: str, port: int, folder: str, log: str) -> None:
+async def serve_gateway(backend: str, port: int, folder: str, log: str, database: str = "") -> None:
     from support.gateway import key, model, plan, write_secrets
 
     from tollway_serving.contract.catalogue import Catalogue, Limits, Quota, Target
@@ -124,7 +128,7 @@ async def serve_gateway(backend: str, port: int, folder: str, log: str) -> None:
     from tollway_serving.ledger.publish import open_publisher
     from tollway_serving.ledger.store import open_ledger
 
-    database = f"sqlite:///{folder}/ledger.db"
+    database = database or f"sqlite:///{folder}/ledger.db"
     publisher = open_publisher(database)
     await publisher.start()
     limits = Limits(
@@ -199,7 +203,7 @@ class Asker(asyncio.Protocol):
                 return
             if b" 200 " not in head.split(b"\r\n", 1)[0]:
                 # A machine so busy that the ledger did not answer in time: the figures say little, but say so.
-                print("refused:", rest[:300].decode(errors="replace"), flush=True)
+                REFUSED.append(rest[:300])
             lower = head.lower()
             if b"content-length:" in lower:
                 self._need = int(lower.split(b"content-length:", 1)[1].split(b"\r\n", 1)[0]) - len(rest)
@@ -288,35 +292,45 @@ class Case:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_options(parser)
+    parser.add_argument("--stores", default="sqlite")
     parser.add_argument("--serve", nargs="*", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
         kind, *rest = options.serve
-        run = serve_model(int(rest[0])) if kind == "model" else serve_gateway(rest[0], int(rest[1]), rest[2], rest[3])
+        run = serve_model(int(rest[0])) if kind == "model" else serve_gateway(rest[0], int(rest[1]), *rest[2:])
         # The loop that uvicorn takes for the floor, and Ray for a replica: uvloop where there is one.
         with asyncio.Runner(loop_factory=uvicorn.Config("").get_loop_factory()) as runner:
             runner.run(run)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        model_port, floor_port, port = free_port(), free_port(), free_port()
+    stores = options.stores.split(",")
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        model_port, floor_port = free_port(), free_port()
         backend = f"http://127.0.0.1:{model_port}/v1"
         me = [sys.executable, str(HERE), "--serve"]
-        processes = {
-            "model": subprocess.Popen([*me, "model", str(model_port)]),
-            "floor": subprocess.Popen([sys.executable, str(HERE.with_name("floor.py")), backend, str(floor_port)]),
-            "gateway": subprocess.Popen([*me, "gateway", backend, str(port), folder, f"{folder}/log"]),
-        }
-        try:
-            for p in (model_port, floor_port, port):
-                wait_for(p)
-            cases = [
-                Case("floor, whole", "floor", floor_port, stream=False),
-                Case("gateway, whole, passed through", "gateway", port, stream=False),
-                Case(f"floor, stream of {TOKENS}", "floor", floor_port, stream=True),
-                Case(f"gateway, whole, collected from {TOKENS}", "gateway", port, stream=False, model=None),
-                Case(f"gateway, stream of {TOKENS}", "gateway", port, stream=True, model=None),
+        floor = [sys.executable, str(HERE.with_name("floor.py")), backend, str(floor_port)]
+        commands = {"model": ([*me, "model", str(model_port)], model_port), "floor": (floor, floor_port)}
+        cases = [
+            Case("floor, whole", "floor", floor_port, stream=False),
+            Case(f"floor, stream of {TOKENS}", "floor", floor_port, stream=True),
+        ]
+        for store in stores:
+            database, port = "", free_port()
+            if store == "postgresql":
+                database = stack.enter_context(server(fsync=True)).create_database("bench")
+            own = Path(folder, store)
+            own.mkdir()
+            commands[store] = ([*me, "gateway", backend, str(port), str(own), f"{own}/log", database], port)
+            cases += [
+                Case(f"{store}, whole, passed through", store, port, stream=False),
+                Case(f"{store}, whole, collected from {TOKENS}", store, port, stream=False, model=None),
+                Case(f"{store}, stream of {TOKENS}", store, port, stream=True, model=None),
             ]
-            measure(options, {name: process.pid for name, process in processes.items()}, floor_port, port, cases)
+        processes = {name: subprocess.Popen(command) for name, (command, _) in commands.items()}
+        try:
+            for _, port in commands.values():
+                wait_for(port)
+            measure(options, {name: process.pid for name, process in processes.items()}, cases)
         finally:
             for process in processes.values():
                 process.terminate()
@@ -324,10 +338,7 @@ def main() -> None:
                 process.wait()
 
 
-def measure(
-    options: argparse.Namespace, pids: dict[str, int], floor_port: int, port: int, cases: list[Case], key: str = KEY
-) -> None:
-    long = [{"role": "user", "content": f"{options.chunks} words please"}]
+def measure(options: argparse.Namespace, pids: dict[str, int], cases: list[Case], key: str = KEY) -> None:
     columns = f"{'conn':>5}{'cpu us':>9}{'loop us':>9}{'beside us':>10}{'p50 ms':>9}{'p99 ms':>9}{'req/s':>9}"
     print(f"{'CPU of the process, us a request':44}{columns}")
     for connections in (int(c) for c in options.connections.split(",")):
@@ -351,19 +362,21 @@ def measure(
             figures = f"{used_:>9.0f}{loop:>9.0f}{beside:>10.0f}{p50:>9.2f}{p99:>9.2f}{rate:>9.0f}"
             print(f"{name:44}{connections:>5}{figures}", flush=True)
     print(f"{'CPU of the process, us a relayed chunk':44}{'conn':>5}{'cpu us':>9}")
+    long = {"messages": [{"role": "user", "content": f"{options.chunks} words please"}], "max_tokens": 4096}
     streams = 20
     for connections in (1, 8):
         found: dict[str, list[float]] = {}
         for _ in range(options.rounds):
-            for name, who, p, body in (
-                ("floor", "floor", floor_port, {"messages": long, "stream": True}),
-                ("gateway", "gateway", port, {"messages": long, "stream": True, "max_tokens": 4096}),
-            ):
-                before = cpu(pids[who])
-                asyncio.run(ask(p, body, streams, connections, key))
-                found.setdefault(name, []).append((cpu(pids[who]) - before) / streams / options.chunks * 1e6)
+            for case in cases:
+                if case.stream:
+                    before = cpu(pids[case.who])
+                    asyncio.run(ask(case.port, {**case.body(), **long}, streams, connections, key))
+                    used_ = (cpu(pids[case.who]) - before) / streams / options.chunks * 1e6
+                    found.setdefault(case.who, []).append(used_)
         for name, values in found.items():
             print(f"{name:44}{connections:>5}{statistics.median(values):>9.2f}")
+    if REFUSED:
+        print(f"{len(REFUSED)} requests were refused; the last one: {REFUSED[-1].decode(errors='replace')}")
 
 
 if __name__ == "__main__":

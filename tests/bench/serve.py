@@ -1,9 +1,10 @@
 """What the gateway costs under Ray Serve, behind HAProxy, beside the floor: `gateway.py` on a real `tollway up`.
 
-    python tests/bench/serve.py [--requests 2000] [--connections 32] [--chunks 1000] [--rounds 3] [--database URL]
+    python tests/bench/serve.py [--requests 2000] [--connections 32] [--chunks 1000] [--rounds 3]
+        [--store postgresql]
 
 The gateway replica's CPU is counted as in `gateway.py`; HAProxy's is a line of its own. The floor is bare. The model is
-the same server outside of Ray, by `engine: remote`. `--database` is an empty PostgreSQL database; SQLite without it.
+the same server outside of Ray, by `engine: remote`. SQLite, or PostgreSQL (a server of its own with fsync).
 """
 
 import argparse
@@ -18,6 +19,7 @@ sys.path.insert(0, str(HERE.parents[1]))
 sys.path.insert(0, str(HERE.parent))
 
 from gateway import Case, add_options, free_port, measure, wait_for  # noqa: E402
+from support.postgres import server  # noqa: E402
 from support.up import Up, key  # noqa: E402
 
 from tollway_cli.guardian import descendants  # noqa: E402
@@ -61,7 +63,7 @@ def process(up: Up, words: bytes) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_options(parser)
-    parser.add_argument("--database")
+    parser.add_argument("--store", choices=("sqlite", "postgresql"), default="sqlite")
     options = parser.parse_args()
     model_port, floor_port = free_port(), free_port()
     backend = f"http://127.0.0.1:{model_port}/v1"
@@ -70,7 +72,11 @@ def main() -> None:
         subprocess.Popen([sys.executable, gateway, "--serve", "model", str(model_port)]),
         subprocess.Popen([sys.executable, str(HERE.with_name("floor.py")), backend, str(floor_port)]),
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory())
+        database: tuple[str, ...] = ()
+        if options.store == "postgresql":
+            database = ("--database-url", stack.enter_context(server(fsync=True)).create_database("bench"))
         up = Up(Path(folder))
         try:
             for port in (model_port, floor_port):
@@ -78,7 +84,7 @@ def main() -> None:
             up.write("plan.yaml", PLAN)
             up.write("model.yaml", MODEL.format(url=backend))
             up.write("key.yaml", key("me"))
-            up.start(*(("--database-url", options.database) if options.database else ()))
+            up.start(*database)
             up.ready()
             pids = {
                 "floor": servers[1].pid,
@@ -91,12 +97,12 @@ def main() -> None:
                 Case("floor, stream of 16", "floor", floor_port, stream=True),
                 Case("gateway under Serve, stream of 16", "gateway", up.port, stream=True, beside="haproxy"),
             ]
-            measure(options, pids, floor_port, up.port, cases, up.key)
+            measure(options, pids, cases, up.key)
         finally:
             up.close()
-            for server in servers:
-                server.terminate()
-                server.wait()
+            for other in servers:
+                other.terminate()
+                other.wait()
 
 
 if __name__ == "__main__":
