@@ -3,8 +3,9 @@
     python tests/bench/gateway.py [--requests 3000] [--connections 1,32] [--chunks 1000] [--rounds 3]
         [--stores sqlite,postgresql]
 
-A gateway a store; PostgreSQL is a server of its own with fsync, whose CPU is not counted. Three processes: a model server that answers at once, the thing measured, and this one, which asks. CPU is the
-process's own (user and system), so that a busy machine changes the wall-clock figures more than these. Reads /proc.
+A gateway for each store; PostgreSQL is a server of its own, with fsync, whose CPU is not counted. Beside them a model
+server that answers at once, the floor, and this process, which asks. CPU is a process's own (user and system), so that a
+busy machine changes the wall-clock figures more than these. Reads /proc.
 """
 
 import argparse
