@@ -4,8 +4,8 @@
         [--stores sqlite,postgresql]
 
 A gateway for each store; PostgreSQL is a server of its own, with fsync, whose CPU is not counted. Beside them a model
-server that answers at once, the floor, and this process, which asks. CPU is a process's own (user and system), so that a
-busy machine changes the wall-clock figures more than these. Reads /proc.
+server that answers at once, the floor, and this process, which asks. CPU is a process's own (user and system), so that
+a busy machine changes the wall-clock figures more than these. Reads /proc.
 """
 
 import argparse
