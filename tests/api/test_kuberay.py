@@ -156,6 +156,12 @@ async def test_pods_follow_the_demand(site: Site) -> None:
     group = site.groups(name)["cpu-aaaa"]
     assert (group["minReplicas"], group["maxReplicas"], group["replicas"]) == (1, 4, 2)
 
+    # Of two busy pods too many only Ray knows which one is idle, so its number is never lowered from here.
+    await operator.shape([demand(1, 1)])
+    group = site.groups(name)["cpu-aaaa"]
+    assert (group["minReplicas"], group["maxReplicas"], group["replicas"]) == (1, 2, 2)
+    await operator.shape([demand(1, 4)])
+
     # A pool that an application still names stays as it is; afterwards it is drained, and only then removed.
     await operator.put((app("gateway"), app("model-a", "cpu-aaaa")))
     await operator.shape([])

@@ -111,10 +111,11 @@ def _merge(
 
 
 def _sized(group: Object, replicas: int, scale_strategy: Any) -> Object:
-    """Ray's autoscaler decides between the bounds; what it has asked for is kept."""
-    bounded = min(max(replicas, group["minReplicas"]), group["maxReplicas"])
+    """Ray's autoscaler decides between the bounds, and what it has asked for is kept: also where that is more than is
+    wanted now. It takes the idle pods away by itself; KubeRay, told fewer, would take any."""
+    replicas = max(replicas, group["minReplicas"])
     kept = {"scaleStrategy": scale_strategy} if scale_strategy else {}
-    return {**group, "replicas": bounded, **kept}
+    return {**group, "replicas": replicas, "maxReplicas": max(replicas, group["maxReplicas"]), **kept}
 
 
 def _spec(settings: KubeRaySettings, groups: list[Object]) -> Object:

@@ -174,6 +174,23 @@ class ModelProgressing(Reason):
         "There is no room to start the new version beside the old one, which goes on serving.",
         "Make room, or set rollout: Replace, which ends the old version first.",
     )
+    PLATFORM_UPGRADE = (
+        "PlatformUpgrade",
+        "True",
+        "A second Ray cluster is coming up; it takes over when it serves all that the first one serves.",
+    )
+    ON_HOLD = (
+        "OnHold",
+        "False",
+        "The written version is not being started.",
+        "See the conditions Accepted and Scheduled.",
+    )
+    FAILED = (
+        "Failed",
+        "False",
+        "The written version didn't come up.",
+        "Correct the object: Degraded, or Ready, says why. Where nothing else serves, it is tried again after a pause.",
+    )
 
 
 class PlanResolvedRefs(Reason):
