@@ -40,7 +40,12 @@ class Store(BaseHTTPRequestHandler):
             self.file()
 
     def file(self) -> None:
-        first, last, status, more = 0, SIZE - 1, 200, {"ETag": '"e2e"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+        first, last, status, more = (
+            0,
+            SIZE - 1,
+            200,
+            {"ETag": '"e2e"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"},
+        )
         if wanted := self.headers.get("Range", "").removeprefix("bytes="):
             begin, _, end = wanted.partition("-")
             first, last, status = int(begin), min(int(end or last), last), 206

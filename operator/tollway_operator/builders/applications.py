@@ -27,6 +27,7 @@ from tollway_serving.contract.applications import (
 _EMBEDDED_CPUS = 0.05  # so that two cores don't block a third model or a surge
 _LONGEST_REQUEST = 3_600.0  # seconds; the CRD bounds timeouts.total
 _SHUTDOWN_MARGIN = 5.0
+_MODELS_WAIT = 30.0  # seconds; a node's proxy takes a few
 
 Config = Mapping[str, Any]
 
@@ -58,7 +59,8 @@ def gateway(settings: Settings) -> App:
         "name": GATEWAY_APP,
         "route_prefix": "/",
         "import_path": GATEWAY_IMPORT_PATH,
-        "args": {},
+        # On one node nobody sends a request to a replica but the proxy that it waits for.
+        "args": {} if settings.embedded else {"models_wait_s": _MODELS_WAIT},
         "deployments": [deployment],
     }
     return App(GATEWAY_APP, config)
