@@ -120,7 +120,7 @@ bad_version() {
 evict() {
   local before pod
   until_equal "$2" 180 ready "$1"
-  pod=$(pods "$1" | head -1)
+  pod=$(pods "$1" | sed -n 1p)
   k create -f - --raw "/api/v1/namespaces/$NAMESPACE/pods/$pod/eviction" > /dev/null <<EVICTION
 {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "$pod", "namespace": "$NAMESPACE"}}
 EVICTION

@@ -283,6 +283,9 @@ def _template(
         spec["terminationGracePeriodSeconds"] = 5
     else:
         spec["terminationGracePeriodSeconds"] = _GRACE_SECONDS
+        # KubeRay's init container is a shell that waits for the head. As process 1 it would not notice that it is to
+        # end, and a pod whose head is gone would stay for all of the grace period.
+        spec["shareProcessNamespace"] = True
         spec["automountServiceAccountToken"] = False  # (the head's autoscaler resizes groups through the API server)
         container["lifecycle"] = {"preStop": {"exec": {"command": _DRAIN}}}
     if size.node_selector:
