@@ -1,5 +1,5 @@
-"""hack/kind-up as far as it goes without Docker: its own steps, with stand-ins for docker, kind and kubectl that keep what
-they were called with, and the real Helm, which renders what it would install. That the platform then comes up is
+"""hack/kind-up as far as it goes without Docker: its own steps, with stand-ins for docker, kind and kubectl that keep
+what they were called with, and the real Helm, which renders what it would install. That the platform then comes up is
 hack/e2e's to show, whose functions it shares.
 """
 
