@@ -170,8 +170,8 @@ def _gateway(settings: KubeRaySettings) -> Object:
     container["readinessProbe"] = {
         "httpGet": {"path": "/-/healthz", "port": SERVE_PORT},
         "periodSeconds": 2,
-        "timeoutSeconds": 2,
-        "failureThreshold": 2,
+        "timeoutSeconds": 5,
+        "failureThreshold": 3,
     }
     replicas = settings.gateway.replicas
     return {

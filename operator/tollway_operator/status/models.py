@@ -155,7 +155,7 @@ def _progressing(
         return Condition("Progressing", ModelProgressing.FAILED, "the last good version serves")
     if moving:
         pool = _pool(view, observed)
-        if app is not None and app.ready and pool.problem in _NO_PLACE:
+        if app is not None and app.state == "Ready" and pool.problem in _NO_PLACE:
             return Condition("Progressing", ModelProgressing.NO_ROOM, f"the version before serves: {pool.message}")
         return Condition("Progressing", ModelProgressing.DEPLOYING)
     if app is not None and app.ready != app.wanted:
