@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL
+from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL, Demand, demand_of
 from tollway_operator.builders.sources import loader_secret
 from tollway_operator.builders.views import ModelView
 from tollway_operator.ports import Kind
@@ -41,6 +41,7 @@ class App:
     generation: int = 0
     owner: tuple[Kind, str, str] | None = None  # None: the gateway
     total_s: float = _LONGEST_REQUEST  # its longest request
+    demand: Demand | None = None  # its pods, where pods are made for models
 
 
 def gateway(settings: Settings) -> App:
@@ -123,7 +124,8 @@ def model(view: ModelView, adapters: Sequence[ModelView], settings: Settings) ->
         "args": args,
         "deployments": [deployment],
     }
-    return App(model_app(raw.namespace, raw.name), config, raw.generation, raw.key, total)
+    demand = demand_of(resource, view.pool) if view.pool is not None else None
+    return App(model_app(raw.namespace, raw.name), config, raw.generation, raw.key, total, demand)
 
 
 def _adapter(view: ModelView) -> dict[str, Any]:
