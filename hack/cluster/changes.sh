@@ -28,7 +28,8 @@ serves() {
   local generation
   generation=$(k get modeldeployment "$1" -o 'jsonpath={.metadata.generation}')
   k wait "modeldeployment/$1" --for="jsonpath={.status.servingGeneration}=$generation" --timeout=4m
-  k wait "modeldeployment/$1" --for=condition=Ready --for=condition=Progressing=False --timeout=4m
+  k wait "modeldeployment/$1" --for=condition=Progressing=False --timeout=4m
+  k wait "modeldeployment/$1" --for=condition=Ready --timeout=4m
 }
 
 # change PATCH: smollm2's
@@ -110,7 +111,8 @@ bad_version() {
   k patch modeldeployment smollm2 --type=merge -p '{"spec": {"source": {"uri": "package://no-such-weights", "secretRef": null}}}'
   k wait modeldeployment/smollm2 --for=condition=Degraded --timeout=4m
   k get modeldeployment smollm2 -o 'jsonpath={.status.conditions[?(@.type=="Degraded")].reason}' | grep -x RolledBack
-  k wait modeldeployment/smollm2 --for=condition=Ready --for=condition=Progressing=False --timeout=2m
+  k wait modeldeployment/smollm2 --for=condition=Progressing=False --timeout=2m
+  k wait modeldeployment/smollm2 --for=condition=Ready --timeout=1m
   described smollm2 rolled-back
   change "{\"spec\": {\"source\": $good}}"
 }

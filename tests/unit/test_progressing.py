@@ -65,6 +65,7 @@ async def test_a_new_version_without_room_and_a_platform_upgrade_are_said(world:
         assert world.objects.condition("ModelDeployment", "small", "Ready")[:2] == ("True", "Ready")
         pods.held, pods.pool = False, PoolStatus(1, 1)
         await world.until(reconciler, lambda _: says("UpToDate"))
+        assert world.objects.status("ModelDeployment", "small")["servingGeneration"] == 2, "not in a later pass"
 
         pods.upgrade = "Ray cluster tollway-2 doesn't serve model-ml.small yet"
         await world.until(reconciler, lambda _: says("PlatformUpgrade"))

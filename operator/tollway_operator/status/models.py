@@ -42,7 +42,7 @@ def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: 
     )
     moving = progressing.reason.status == "True" or ready.reason is ModelReady.STARTING
     settled = not moving or (view.unscheduled is not None and app is not None and not app.ready)
-    return write(view.parsed.raw, conditions, _fields(view, app, observed), observed.now, settled=settled, warn=warn)
+    return write(view.parsed.raw, conditions, _fields(view, app, desired), observed.now, settled=settled, warn=warn)
 
 
 def _accepted(view: ModelView, outcome: Outcome) -> Condition:
@@ -165,13 +165,13 @@ def _progressing(
     return Condition("Progressing", ModelProgressing.UP_TO_DATE)
 
 
-def _fields(view: ModelView, app: AppView | None, observed: Observed) -> dict[str, Any]:
+def _fields(view: ModelView, app: AppView | None, desired: Desired) -> dict[str, Any]:
     raw = view.parsed.raw
     serving: int | None = None
     if view.app is None or view.base is not None:
         serving = raw.generation if not view.refused else raw.status.get("servingGeneration")
-    elif view.app in observed.memory.good:
-        serving = observed.memory.good[view.app].generation
+    elif view.app in desired.rollout.memory.good:
+        serving = desired.rollout.memory.good[view.app].generation
     return {
         "modelId": view.model_id,
         "servingGeneration": serving,
