@@ -133,7 +133,7 @@ class ModelReady(Reason):
 class ModelDegraded(Reason):
     """Does it serve worse than written?"""
 
-    AS_EXPECTED = "AsExpected", "False", "What serves is as written."
+    AS_EXPECTED = "AsExpected", "False", "What serves, if anything does, is as written."
     FEWER_REPLICAS = (
         "FewerReplicas",
         "True",

@@ -19,6 +19,12 @@ from tollway_operator.resources.conditions import (
 from tollway_operator.status.conditions import Condition, Judgement, Outcome, reason, sentence, write
 
 _WARN = (("Accepted", "False"), ("Scheduled", "False"), ("Degraded", "True"))
+_TROUBLE = (
+    ModelReady.IMAGE_PULL_FAILED,
+    ModelReady.SOURCE_FAILED,
+    ModelReady.ENGINE_CRASHED,
+    ModelReady.UNREACHABLE,
+)
 _NO_PLACE = ("NoSuchAccelerator", "WaitingForNode", "QuotaExceeded")
 _SOURCE_ERRORS = ("ModelMissingError", "SourceError")
 """Exception classes by which engines say that the weights are the matter."""
@@ -31,7 +37,7 @@ def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: 
     ready = _ready(view, app, desired, outcome, pool)
     progressing = _progressing(view, app, there, observed, desired)
     warn = list(_WARN)
-    if ready.reason in (ModelReady.ENGINE_CRASHED, ModelReady.SOURCE_FAILED, ModelReady.UNREACHABLE):
+    if ready.reason in _TROUBLE:
         warn.append(("Ready", "False"))
     conditions = (
         _accepted(view, outcome),
