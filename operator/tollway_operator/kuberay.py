@@ -67,6 +67,7 @@ class KubeRay:
         self._active: str | None = None
         self._applications: tuple[Config, ...] | None = None
         self._groups: Mapping[str, frozenset[str]] = {}  # worker groups of each cluster, as last seen
+        self._held: dict[str, Mapping[str, frozenset[str]]] = {}  # pools of each cluster's applications, as last seen
         self._nodes: tuple[float, list[Object] | None] | None = None
 
     async def close(self) -> None:
@@ -181,9 +182,14 @@ class KubeRay:
             return everything
         if any(app.config is None for app in apps.values()):
             return everything
-        nodes = frozenset(node for app in apps.values() for node in app.nodes)
-        named = {pool for app in apps.values() for pool in _pools(app.config or {})}
-        return frozenset(named | {group for group, pods in groups.items() if addresses(pods) & nodes})
+        before, held = self._held.get(name, {}), {}
+        for app in apps.values():
+            pools = _pools(app.config or {}) | {group for group, pods in groups.items() if addresses(pods) & app.nodes}
+            # While Serve builds a new version it lists no replica, though those of the old one serve on.
+            silent = app.status != "RUNNING" and not app.replica_states and not app.total_replicas
+            held[app.name] = frozenset(pools | before.get(app.name, everything) if silent else pools)
+        self._held[name] = held
+        return frozenset().union(*held.values())
 
     # A second cluster takes over
 
@@ -242,6 +248,7 @@ class KubeRay:
                 await self._api.delete(path, cluster["metadata"]["uid"])
             except (Gone, Conflict):
                 continue
+            self._held.pop(name, None)
             if (ray := self._rays.pop(name, None)) is not None:
                 await ray.close()
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+from tollway_operator.builders.pools import Demand, read_demand, write_demand
 from tollway_operator.platform import PlatformStatus
 from tollway_operator.ports import Kind, Raw, RayStatus, SecretView, Snapshot
 from tollway_operator.resources import ApiKey, Invalid, ModelDeployment, Plan, parse
@@ -44,10 +45,12 @@ class Parsed(Generic[R_co]):
 
 @dataclass(frozen=True, slots=True)
 class Good:
-    """The config that an application was last seen RUNNING with, and the object's generation that it came from."""
+    """The config that an application was last seen RUNNING with, the object's generation that it came from, and its
+    pods, where pods are made for models."""
 
     config: Mapping[str, Any]
     generation: int
+    demand: Demand | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +146,8 @@ def read_memory(kept: Mapping[str, str]) -> Memory:
         try:
             value = json.loads(text)
             if kind == "good":
-                good[app] = Good(value["config"], int(value["generation"]))
+                demand = read_demand(value["demand"]) if value.get("demand") else None
+                good[app] = Good(value["config"], int(value["generation"]), demand)
             elif kind == "failed":
                 failed[app] = Failed(
                     str(value["fingerprint"]), str(value["message"]), int(value["at"]), int(value["tries"])
@@ -161,8 +165,12 @@ def write_memory(memory: Memory) -> dict[str, str]:
     def text(value: Mapping[str, Any]) -> str:
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
+    def good(x: Good) -> dict[str, Any]:
+        demand = {"demand": write_demand(x.demand)} if x.demand is not None else {}
+        return {"config": x.config, "generation": x.generation, **demand}
+
     return {
-        **{f"good_{app}": text({"config": x.config, "generation": x.generation}) for app, x in memory.good.items()},
+        **{f"good_{app}": text(good(x)) for app, x in memory.good.items()},
         **{
             f"failed_{app}": text({"fingerprint": x.fingerprint, "message": x.message, "at": x.at, "tries": x.tries})
             for app, x in memory.failed.items()

@@ -15,6 +15,7 @@ from typing import Any
 _LONGEST_S = 3_600  # what Ray is told; the pod's grace period ends sooner or later by itself
 _WITHOUT_RAY_S = 60.0  # a head that is away for longer does not come back: the whole cluster is being removed
 _POLL_S = 0.5
+_RAY_START = b"/ray\0start\0"
 _TITLES = (b"ray::ServeReplica", b"ray::HAProxyManager", b"ray::ProxyActor")
 
 
@@ -88,13 +89,17 @@ def _gcs(address: str) -> Any:
 
 
 def _say(text: str) -> None:
-    """A hook's own output is lost; the container's log is what its first process writes."""
+    """A hook's own output is lost; the container's log is what its first process writes, `ray start`."""
     line = f"tollway drain: {text}\n"
-    try:
-        with Path("/proc/1/fd/2").open("w") as log:
-            log.write(line)
-    except OSError:
-        sys.stderr.write(line)
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if _RAY_START in (entry / "cmdline").read_bytes():
+                with (entry / "fd/2").open("w") as log:
+                    log.write(line)
+                return
+        except OSError:
+            continue
+    sys.stderr.write(line)
 
 
 if __name__ == "__main__":

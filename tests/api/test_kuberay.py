@@ -156,6 +156,12 @@ async def test_pods_follow_the_demand(site: Site) -> None:
     group = site.groups(name)["cpu-aaaa"]
     assert (group["minReplicas"], group["maxReplicas"], group["replicas"]) == (1, 4, 2)
 
+    # Of two busy pods too many only Ray knows which one is idle, so its number is never lowered from here.
+    await operator.shape([demand(1, 1)])
+    group = site.groups(name)["cpu-aaaa"]
+    assert (group["minReplicas"], group["maxReplicas"], group["replicas"]) == (1, 2, 2)
+    await operator.shape([demand(1, 4)])
+
     # A pool that an application still names stays as it is; afterwards it is drained, and only then removed.
     await operator.put((app("gateway"), app("model-a", "cpu-aaaa")))
     await operator.shape([])
@@ -167,6 +173,29 @@ async def test_pods_follow_the_demand(site: Site) -> None:
     site.plane.request("DELETE", f"/api/v1/namespaces/{site.namespace}/pods/last?gracePeriodSeconds=0")
     await operator.shape([])
     assert "cpu-aaaa" not in site.groups(name)
+
+
+async def test_a_pool_stays_while_serve_builds_the_version_that_leaves_it(site: Site) -> None:
+    operator, name = await site.operator("image:1")
+    old, new = demand(1, 2, "cpu-aaaa"), demand(1, 2, "cpu-bbbb")
+    await operator.shape([old])
+    await operator.put((app("gateway"), app("model-a", "cpu-aaaa")))
+    await operator.shape([old])
+    site.pod("first", name, "cpu-aaaa", READY)
+
+    site.rays[name].building.add("model-a")
+    await operator.put((app("gateway"), app("model-a", "cpu-bbbb")))
+    await operator.shape([new])
+    groups = site.groups(name)
+    assert groups["cpu-bbbb"]["minReplicas"] == 1
+    assert groups["cpu-aaaa"]["minReplicas"] == 1, "the version that serves would lose its pods"
+    again, _ = await site.operator("image:1")
+    await again.shape([new])
+    assert site.groups(name)["cpu-aaaa"]["minReplicas"] == 1, "an operator that has just started knows no better"
+
+    site.rays[name].building.clear()
+    await operator.shape([new])
+    assert site.groups(name)["cpu-aaaa"]["maxReplicas"] == 0
 
 
 @pytest.mark.parametrize(

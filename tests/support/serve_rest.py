@@ -21,6 +21,9 @@ class ServeRest:
         self.mode: Mode = "ok"
         self.puts: list[dict[str, Any]] = []
         self.failing: set[str] = set()  # applications that don't come up
+        self.building: set[str] = (
+            set()
+        )  # a new version is being imported: Serve lists no replica, the old ones serve on
         self._start = start_seconds
         self._apps: dict[str, tuple[dict[str, Any], float]] = {}
         self._runner: web.AppRunner | None = None
@@ -71,13 +74,17 @@ class ServeRest:
             status = (
                 "DEPLOYING" if now - since < self._start else "DEPLOY_FAILED" if name in self.failing else "RUNNING"
             )
+            if name in self.building:
+                status = "DEPLOYING"
             apps[name] = {
                 "name": name,
                 "status": status,
                 "message": "ImportError: no such engine" if status == "DEPLOY_FAILED" else "",
                 "deployed_app_config": config,
                 "last_deployed_time_s": 0.0,
-                "deployments": {
+                "deployments": {}
+                if name in self.building
+                else {
                     "model": {
                         "status": "HEALTHY",
                         "message": "",

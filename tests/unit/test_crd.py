@@ -191,14 +191,14 @@ def test_defaults_and_nulls() -> None:
     }
 
 
-# design/API.md section 3, in its order.
+# design/API.md section 3, in its order; the last three of Progressing came later.
 REASONS = {
     "ModelDeployment": {
         "Accepted": "Accepted DuplicateModelId UnknownEngine InvalidArgs DoesNotFit SecretNotFound UnsupportedField",
         "Scheduled": "Scheduled NotNeeded NoSuchAccelerator WaitingForNode QuotaExceeded",
         "Ready": "Ready Asleep NotAccepted Starting ImagePullFailed SourceFailed EngineCrashed Unreachable",
         "Degraded": "AsExpected FewerReplicas RolledBack FallbackNotUsable AliasTaken",
-        "Progressing": "UpToDate Deploying Scaling Draining RollingBack NoRoom",
+        "Progressing": "UpToDate Deploying Scaling Draining RollingBack NoRoom PlatformUpgrade OnHold Failed",
     },
     "Plan": {
         "ResolvedRefs": "Resolved ModelNotFound NotPermitted",

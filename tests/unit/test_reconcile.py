@@ -178,7 +178,7 @@ async def test_a_first_version_that_fails_says_why_and_is_tried_again_later(worl
         assert (status, reason) == ("False", "SourceFailed")
         assert message == "ModelMissingError: package://broken is not installed"
         status, reason, message = world.objects.condition("ModelDeployment", "small", "Progressing")
-        assert (status, reason) == ("False", "UpToDate")
+        assert (status, reason) == ("False", "Failed")
         assert "serves" not in message
         assert (await world.catalogue()).models[0].state == "Unavailable"
         world.ray.breaks.clear()

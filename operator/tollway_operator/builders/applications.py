@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL
+from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL, Demand, demand_of
 from tollway_operator.builders.sources import loader_secret
 from tollway_operator.builders.views import ModelView
 from tollway_operator.ports import Kind
@@ -27,6 +27,7 @@ from tollway_serving.contract.applications import (
 _EMBEDDED_CPUS = 0.05  # so that two cores don't block a third model or a surge
 _LONGEST_REQUEST = 3_600.0  # seconds; the CRD bounds timeouts.total
 _SHUTDOWN_MARGIN = 5.0
+_MODELS_WAIT = 30.0  # seconds; a node's proxy takes a few
 
 Config = Mapping[str, Any]
 
@@ -40,6 +41,7 @@ class App:
     generation: int = 0
     owner: tuple[Kind, str, str] | None = None  # None: the gateway
     total_s: float = _LONGEST_REQUEST  # its longest request
+    demand: Demand | None = None  # its pods, where pods are made for models
 
 
 def gateway(settings: Settings) -> App:
@@ -58,7 +60,8 @@ def gateway(settings: Settings) -> App:
         "name": GATEWAY_APP,
         "route_prefix": "/",
         "import_path": GATEWAY_IMPORT_PATH,
-        "args": {},
+        # On one node nobody sends a request to a replica but the proxy that it waits for.
+        "args": {} if settings.embedded else {"models_wait_s": _MODELS_WAIT},
         "deployments": [deployment],
     }
     return App(GATEWAY_APP, config)
@@ -121,7 +124,8 @@ def model(view: ModelView, adapters: Sequence[ModelView], settings: Settings) ->
         "args": args,
         "deployments": [deployment],
     }
-    return App(model_app(raw.namespace, raw.name), config, raw.generation, raw.key, total)
+    demand = demand_of(resource, view.pool) if view.pool is not None else None
+    return App(model_app(raw.namespace, raw.name), config, raw.generation, raw.key, total, demand)
 
 
 def _adapter(view: ModelView) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from tollway_operator.builders.api_keys import build_keys
 from tollway_operator.builders.identity import assign
 from tollway_operator.builders.models import build_models
 from tollway_operator.builders.plans import build_plans
-from tollway_operator.builders.pools import Demand, demands
+from tollway_operator.builders.pools import Demand
 from tollway_operator.builders.rollout import Rollout, roll_out
 from tollway_operator.builders.sources import needs, secret_files
 from tollway_operator.builders.states import AppView, app_view
@@ -55,12 +55,14 @@ def build(observed: Observed, settings: Settings) -> Desired:
         if (app := applications.model(view, adapters, settings)) is not None:
             wanted.append(app)
     catalogue, kept = _catalogue(views, apps, observed, settings)
+    rollout = roll_out(wanted, observed)
+    pods = settings.pods is not None and observed.complete
     return Desired(
         views=views,
         catalogue=catalogue,
-        rollout=roll_out(wanted, observed),
+        rollout=rollout,
         apps=apps,
-        demands=_demands(models, observed, settings),
+        demands=rollout.demands if pods else None,
         provider_keys=dict(view.provider_key for view in models if view.provider_key),
         source_keys=secret_files(_loaders(models, observed)),
         kept_keys=kept,
@@ -82,17 +84,6 @@ def _models_url(observed: Observed, settings: Settings) -> str:
                 return entry.target.url.partition(MODEL_ROUTE_PREFIX)[0]
     port = observed.ray.http_port if observed.ray is not None else _SERVE_PORT
     return f"http://127.0.0.1:{port}"
-
-
-def _demands(models: tuple[ModelView, ...], observed: Observed, settings: Settings) -> tuple[Demand, ...] | None:
-    """Of models that are not accepted now, what still runs keeps its pods: its application names their pool."""
-    if settings.pods is None or not observed.complete:
-        return None
-    return demands(
-        (view.parsed.resource, view.pool)
-        for view in models
-        if view.pool is not None and view.parsed.resource is not None
-    )
 
 
 def _catalogue(

@@ -49,7 +49,10 @@ def pool_statuses(
         accelerator = demand.pool.accelerator
         if problem == "WaitingForNode" and accelerator and accelerators is not None and accelerator not in accelerators:
             problem = "NoSuchAccelerator"
-            message = f"no node has the label {accelerator_label}={accelerator}; {message}"
+            there = ", ".join(sorted(filter(None, accelerators))) or "none"
+            message = (
+                f"no node has the label {accelerator_label}={accelerator} (those that nodes have: {there}); {message}"
+            )
         if problem is None and quota and len(alive) < demand.minimum:
             problem, message = "QuotaExceeded", quota
         ready = sum(_is_ready(pod) for pod in alive)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tollway_operator.resources.model_deployment import ModelDeployment
@@ -53,10 +53,10 @@ class Pool:
     image: str
     cpu_milli: int
     memory_bytes: int
-    gpus: int
-    accelerator: str | None
-    node_selector: tuple[tuple[str, str], ...]
-    tolerations: str  # JSON, a list
+    gpus: int = 0
+    accelerator: str | None = None
+    node_selector: tuple[tuple[str, str], ...] = ()
+    tolerations: str = "[]"  # JSON, a list
     needs: Needs = Needs()
 
     @property
@@ -76,6 +76,24 @@ class Demand:
     pool: Pool
     minimum: int
     maximum: int
+
+
+def write_demand(demand: Demand) -> dict[str, Any]:
+    """For JSON; short, as the operator's memory has one a model."""
+    usual = {item.name: item.default for item in fields(Pool)}
+    pool = {name: getattr(demand.pool, name) for name in usual if getattr(demand.pool, name) != usual[name]}
+    if demand.pool.needs != NOTHING:
+        pool["needs"] = [demand.pool.needs.secrets, demand.pool.needs.claims]
+    return {"pool": pool, "minimum": demand.minimum, "maximum": demand.maximum}
+
+
+def read_demand(value: Mapping[str, Any]) -> Demand:
+    """The inverse. KeyError, TypeError or ValueError where it is none."""
+    found = dict(value["pool"])
+    secrets, claims = found.pop("needs", ((), ()))
+    needs = Needs(tuple((space, name, tuple(entries)) for space, name, entries in secrets), tuple(claims))
+    selector = tuple((key, text) for key, text in found.pop("node_selector", ()))
+    return Demand(Pool(**found, node_selector=selector, needs=needs), int(value["minimum"]), int(value["maximum"]))
 
 
 def pool_of(model: ModelDeployment, defaults: PodDefaults, needs: Needs = NOTHING) -> Pool:
@@ -113,14 +131,17 @@ def _kind(gpus: int, accelerator: str | None) -> str:
     return f"{words[:16].strip('-') or 'gpu'}-x{gpus}"
 
 
-def demands(models: Iterable[tuple[ModelDeployment, Pool]]) -> tuple[Demand, ...]:
-    """One a pool, by name. Rolling out with surge starts every new replica beside the old ones."""
+def demand_of(model: ModelDeployment, pool: Pool) -> Demand:
+    """Of one model. Rolling out with surge starts every new replica beside the old ones."""
+    scaling, pods = model.spec.scaling, model.spec.pod.pods
+    surge = 2 if model.spec.rollout == "Surge" else 1
+    return Demand(pool, scaling.min_replicas * pods, scaling.max * pods * surge)
+
+
+def together(demands: Iterable[Demand]) -> tuple[Demand, ...]:
+    """One a pool, by name."""
     found: dict[str, Demand] = {}
-    for model, pool in models:
-        scaling, pods = model.spec.scaling, model.spec.pod.pods
-        surge = 2 if model.spec.rollout == "Surge" else 1
-        before = found.get(pool.name, Demand(pool, 0, 0))
-        found[pool.name] = Demand(
-            pool, before.minimum + scaling.min_replicas * pods, before.maximum + scaling.max * pods * surge
-        )
+    for demand in demands:
+        before = found.get(demand.pool.name, Demand(demand.pool, 0, 0))
+        found[demand.pool.name] = Demand(demand.pool, before.minimum + demand.minimum, before.maximum + demand.maximum)
     return tuple(found[name] for name in sorted(found))

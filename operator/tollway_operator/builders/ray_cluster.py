@@ -111,10 +111,11 @@ def _merge(
 
 
 def _sized(group: Object, replicas: int, scale_strategy: Any) -> Object:
-    """Ray's autoscaler decides between the bounds; what it has asked for is kept."""
-    bounded = min(max(replicas, group["minReplicas"]), group["maxReplicas"])
+    """Ray's autoscaler decides between the bounds, and what it has asked for is kept: also where that is more than is
+    wanted now. It takes the idle pods away by itself; KubeRay, told fewer, would take any."""
+    replicas = max(replicas, group["minReplicas"])
     kept = {"scaleStrategy": scale_strategy} if scale_strategy else {}
-    return {**group, "replicas": bounded, **kept}
+    return {**group, "replicas": replicas, "maxReplicas": max(replicas, group["maxReplicas"]), **kept}
 
 
 def _spec(settings: KubeRaySettings, groups: list[Object]) -> Object:
@@ -169,8 +170,8 @@ def _gateway(settings: KubeRaySettings) -> Object:
     container["readinessProbe"] = {
         "httpGet": {"path": "/-/healthz", "port": SERVE_PORT},
         "periodSeconds": 2,
-        "timeoutSeconds": 2,
-        "failureThreshold": 2,
+        "timeoutSeconds": 5,
+        "failureThreshold": 3,
     }
     replicas = settings.gateway.replicas
     return {
@@ -282,6 +283,9 @@ def _template(
         spec["terminationGracePeriodSeconds"] = 5
     else:
         spec["terminationGracePeriodSeconds"] = _GRACE_SECONDS
+        # KubeRay's init container is a shell that waits for the head. As process 1 it would not notice that it is to
+        # end, and a pod whose head is gone would stay for all of the grace period.
+        spec["shareProcessNamespace"] = True
         spec["automountServiceAccountToken"] = False  # (the head's autoscaler resizes groups through the API server)
         container["lifecycle"] = {"preStop": {"exec": {"command": _DRAIN}}}
     if size.node_selector:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tollway_operator.builders.applications import App, Config, fingerprint, same
+from tollway_operator.builders.pools import Demand, together
 from tollway_operator.builders.states import last_line
 from tollway_operator.observed import Drain, Failed, Good, Memory, Observed
 from tollway_operator.ports import AppStatus
@@ -30,6 +31,7 @@ class Rollout:
     memory: Memory = field(default_factory=Memory)
     rolled_back: Mapping[str, Failed] = field(default_factory=dict)
     failures: Mapping[str, Failed] = field(default_factory=dict)  # nothing good to go back to
+    demands: tuple[Demand, ...] = ()  # pods of what shall run: of the version before where that is it
     draining: frozenset[str] = frozenset()
     restarting: frozenset[str] = frozenset()  # left out of one set so that Ray starts them afresh
     wake_at: int | None = None  # when a retry is due
@@ -38,8 +40,9 @@ class Rollout:
 def roll_out(apps: Iterable[App], observed: Observed) -> Rollout:
     """The set for a Ray that answers; an unreachable one gets nothing, so its memory stays as it is."""
     ray = observed.ray
+    wanted = {app.name: app for app in apps}
     if ray is None:
-        return Rollout(memory=observed.memory)
+        return Rollout(memory=observed.memory, demands=_demands(wanted.values(), observed.memory))
     configs: dict[str, Config] = {}
     good = dict(observed.memory.good)
     failed = dict(observed.memory.failed)
@@ -47,7 +50,6 @@ def roll_out(apps: Iterable[App], observed: Observed) -> Rollout:
     failures: dict[str, Failed] = {}
     restarting: set[str] = set()
     wakes: list[int] = []
-    wanted = {app.name: app for app in apps}
 
     for app in wanted.values():
         there = ray.apps.get(app.name)
@@ -68,8 +70,9 @@ def roll_out(apps: Iterable[App], observed: Observed) -> Rollout:
                 failed.pop(app.name, None)
                 failure = None
                 before = good.get(app.name)
-                if before is None or before.generation != app.generation or not same(before.config, app.config):
-                    good[app.name] = Good(app.config, app.generation)
+                now = (app.generation, app.demand)
+                if before is None or (before.generation, before.demand) != now or not same(before.config, app.config):
+                    good[app.name] = Good(app.config, app.generation, app.demand)
             elif there.status == "DEPLOY_FAILED" and (failure is None or _has_news(failure, there)):
                 failure = _failure(there, mark, failure, observed)
                 failed[app.name] = failure
@@ -97,15 +100,32 @@ def roll_out(apps: Iterable[App], observed: Observed) -> Rollout:
     for name in gone:
         good.pop(name, None)
         failed.pop(name, None)
+    memory = Memory(good, failed, drain)
     return Rollout(
         configs=configs,
-        memory=Memory(good, failed, drain),
+        memory=memory,
         rolled_back=rolled_back,
         failures=failures,
+        demands=_demands(wanted.values(), memory),
         draining=frozenset(draining),
         restarting=frozenset(restarting),
         wake_at=min(wakes, default=None),
     )
+
+
+def _demands(apps: Iterable[App], memory: Memory) -> tuple[Demand, ...]:
+    """Pods of what is to run: the last good version's, where the written one has failed or isn't accepted."""
+    found = []
+    for app in apps:
+        last, failure = memory.good.get(app.name), memory.failed.get(app.name)
+        demand = app.demand
+        if app.config is None:
+            demand = last.demand if last is not None else None
+        elif failure is not None and failure.fingerprint == fingerprint(app.config) and last is not None:
+            demand = last.demand or app.demand
+        if demand is not None:
+            found.append(demand)
+    return together(found)
 
 
 def _has_news(failure: Failed, there: AppStatus) -> bool:

@@ -133,7 +133,7 @@ class ModelReady(Reason):
 class ModelDegraded(Reason):
     """Does it serve worse than written?"""
 
-    AS_EXPECTED = "AsExpected", "False", "What serves is as written."
+    AS_EXPECTED = "AsExpected", "False", "What serves, if anything does, is as written."
     FEWER_REPLICAS = (
         "FewerReplicas",
         "True",
@@ -173,6 +173,23 @@ class ModelProgressing(Reason):
         "True",
         "There is no room to start the new version beside the old one, which goes on serving.",
         "Make room, or set rollout: Replace, which ends the old version first.",
+    )
+    PLATFORM_UPGRADE = (
+        "PlatformUpgrade",
+        "True",
+        "A second Ray cluster is coming up; it takes over when it serves all that the first one serves.",
+    )
+    ON_HOLD = (
+        "OnHold",
+        "False",
+        "The written version is not being started.",
+        "See the conditions Accepted and Scheduled.",
+    )
+    FAILED = (
+        "Failed",
+        "False",
+        "The written version didn't come up.",
+        "Correct the object: Degraded, or Ready, says why. Where nothing else serves, it is tried again after a pause.",
     )
 
 

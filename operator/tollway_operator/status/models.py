@@ -19,6 +19,13 @@ from tollway_operator.resources.conditions import (
 from tollway_operator.status.conditions import Condition, Judgement, Outcome, reason, sentence, write
 
 _WARN = (("Accepted", "False"), ("Scheduled", "False"), ("Degraded", "True"))
+_TROUBLE = (
+    ModelReady.IMAGE_PULL_FAILED,
+    ModelReady.SOURCE_FAILED,
+    ModelReady.ENGINE_CRASHED,
+    ModelReady.UNREACHABLE,
+)
+_NO_PLACE = ("NoSuchAccelerator", "WaitingForNode", "QuotaExceeded")
 _SOURCE_ERRORS = ("ModelMissingError", "SourceError")
 """Exception classes by which engines say that the weights are the matter."""
 
@@ -28,9 +35,9 @@ def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: 
     there = observed.ray.apps.get(view.app) if observed.ray and view.app else None
     pool = _pool(view, observed)
     ready = _ready(view, app, desired, outcome, pool)
-    progressing = _progressing(view, app, there, desired)
+    progressing = _progressing(view, app, there, observed, desired)
     warn = list(_WARN)
-    if ready.reason in (ModelReady.ENGINE_CRASHED, ModelReady.SOURCE_FAILED, ModelReady.UNREACHABLE):
+    if ready.reason in _TROUBLE:
         warn.append(("Ready", "False"))
     conditions = (
         _accepted(view, outcome),
@@ -41,7 +48,7 @@ def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: 
     )
     moving = progressing.reason.status == "True" or ready.reason is ModelReady.STARTING
     settled = not moving or (view.unscheduled is not None and app is not None and not app.ready)
-    return write(view.parsed.raw, conditions, _fields(view, app, observed), observed.now, settled=settled, warn=warn)
+    return write(view.parsed.raw, conditions, _fields(view, app, desired), observed.now, settled=settled, warn=warn)
 
 
 def _accepted(view: ModelView, outcome: Outcome) -> Condition:
@@ -68,7 +75,7 @@ def _scheduled(view: ModelView, app: AppView | None, pool: PoolStatus) -> Condit
         return Condition("Scheduled", ModelScheduled.NOT_NEEDED)
     if app is not None and app.state == "Asleep":
         return Condition("Scheduled", ModelScheduled.NOT_NEEDED)
-    if pool.problem in ("NoSuchAccelerator", "WaitingForNode", "QuotaExceeded") and not _is_whole(app):
+    if pool.problem in _NO_PLACE and not _is_whole(app):
         return Condition("Scheduled", reason(ModelScheduled, pool.problem), pool.message)
     return Condition("Scheduled", ModelScheduled.SCHEDULED)
 
@@ -134,36 +141,43 @@ def _degraded(view: ModelView, app: AppView | None, there: AppStatus | None, des
     return Condition("Degraded", found[0][0], sentence(message for _, message in found))
 
 
-def _progressing(view: ModelView, app: AppView | None, there: AppStatus | None, desired: Desired) -> Condition:
+def _progressing(
+    view: ModelView, app: AppView | None, there: AppStatus | None, observed: Observed, desired: Desired
+) -> Condition:
     name = view.app
     if view.refused:
-        return Condition("Progressing", ModelProgressing.UP_TO_DATE, "nothing changes until it is accepted")
+        return Condition("Progressing", ModelProgressing.ON_HOLD, "nothing changes until it is accepted")
     if view.unscheduled:
-        return Condition("Progressing", ModelProgressing.UP_TO_DATE, "nothing changes until it has a place")
+        return Condition("Progressing", ModelProgressing.ON_HOLD, "nothing changes until it has a place")
     if name is None:
         return Condition("Progressing", ModelProgressing.UP_TO_DATE)
     if name in desired.rollout.failures:
-        return Condition("Progressing", ModelProgressing.UP_TO_DATE, "it failed, and is tried again after a pause")
+        return Condition("Progressing", ModelProgressing.FAILED, "it is tried again after a pause")
     wanted = desired.rollout.configs.get(name)
     moving = there is None or wanted is None or not same(there.config, wanted) or there.status != "RUNNING"
     if name in desired.rollout.rolled_back:
         if moving:
             return Condition("Progressing", ModelProgressing.ROLLING_BACK)
-        return Condition("Progressing", ModelProgressing.UP_TO_DATE, "the last good version serves")
+        return Condition("Progressing", ModelProgressing.FAILED, "the last good version serves")
     if moving:
+        pool = _pool(view, observed)
+        if app is not None and app.state == "Ready" and pool.problem in _NO_PLACE:
+            return Condition("Progressing", ModelProgressing.NO_ROOM, f"the version before serves: {pool.message}")
         return Condition("Progressing", ModelProgressing.DEPLOYING)
     if app is not None and app.ready != app.wanted:
         return Condition("Progressing", ModelProgressing.SCALING, f"{app.ready} of {app.wanted} replicas")
+    if observed.platform is not None and observed.platform.upgrade:
+        return Condition("Progressing", ModelProgressing.PLATFORM_UPGRADE, observed.platform.upgrade)
     return Condition("Progressing", ModelProgressing.UP_TO_DATE)
 
 
-def _fields(view: ModelView, app: AppView | None, observed: Observed) -> dict[str, Any]:
+def _fields(view: ModelView, app: AppView | None, desired: Desired) -> dict[str, Any]:
     raw = view.parsed.raw
     serving: int | None = None
     if view.app is None or view.base is not None:
         serving = raw.generation if not view.refused else raw.status.get("servingGeneration")
-    elif view.app in observed.memory.good:
-        serving = observed.memory.good[view.app].generation
+    elif view.app in desired.rollout.memory.good:
+        serving = desired.rollout.memory.good[view.app].generation
     return {
         "modelId": view.model_id,
         "servingGeneration": serving,

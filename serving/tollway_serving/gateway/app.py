@@ -25,6 +25,7 @@ from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.http_client import HttpUpstream
 from tollway_serving.gateway.ids import uuid7
 from tollway_serving.gateway.metrics import Metrics
+from tollway_serving.gateway.neighbour import wait_for_models
 from tollway_serving.gateway.receipts import Settler
 from tollway_serving.gateway.route import Route
 from tollway_serving.gateway.routes import chat, completions, docs, embeddings, health, models, usage
@@ -96,6 +97,9 @@ class Gateway:
         port = self.metrics.start(self.settings.metrics_host, self.settings.metrics_port)
         self._metrics_url = f"http://{self.settings.metrics_address or self.settings.metrics_host}:{port}/metrics"
         await self._start_ledger()
+        if self.settings.models_wait_s:
+            entries = [model.entry for model in self.catalogue.models.values()]
+            await wait_for_models(entries, self.settings.models_wait_s)
         self._tasks.append(asyncio.create_task(self._background(), name="gateway"))
         gc.collect()
         gc.freeze()

@@ -39,6 +39,8 @@ class Settings(BaseModel):
     client_address_header: str | None = (
         None  # its last element is the client's address; set only behind a trusted proxy
     )
+    # How long a start may take until the proxy of this node, which starts at the same time, knows the models
+    models_wait_s: float = Field(default=0.0, ge=0)
     address_requests: int = Field(default=5000, ge=1)  # per client address in a window
     address_window_s: int = Field(default=600, ge=1)
     access_log: bool = True
