@@ -11,7 +11,7 @@ from tollway_serving.contract.units import METERS, Meter
 from tollway_serving.ledger.admit import Scope, admit, book, credits_left, rates
 from tollway_serving.ledger.ops import RateState, Refused, Reserve, Settle
 from tollway_serving.ledger.periods import key_bounds, period_bounds, period_key, period_keys
-from tollway_serving.ledger.settle import settle
+from tollway_serving.ledger.settle import last_known, settle
 from tollway_serving.ledger.state import Hold, State, decode, encode, give_back, hold_from_row, hold_to_json
 
 OCTOBER_31 = 1_793_404_800_000  # 2026-10-31T00:00Z, a Saturday
@@ -313,3 +313,11 @@ def test_a_reserve_has_a_deadline_that_ends() -> None:
     hold = admit((Scope(State(), Limits()),), op, NOON, None)
     assert isinstance(hold, Hold)
     assert hold.deadline == NOON + 7 * DAY
+
+
+def test_a_hold_covers_its_first_tokens_but_no_more_than_it_grants() -> None:
+    account = Account(Limits())
+    hold = account.held(output_tokens=500, covered=64)
+    assert last_known(hold).counts["output_tokens"] == 64  # what a replica that dies now is charged for
+    assert account.held(output_tokens=10, covered=64).covered_output == 10
+    assert "output_tokens" not in last_known(account.held(output_tokens=500)).counts

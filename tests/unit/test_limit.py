@@ -1,0 +1,45 @@
+"""The gateway's time limit: what ends it, and whose cancellation is whose."""
+
+import asyncio
+
+import pytest
+
+from tollway_serving.gateway.limit import Limit
+
+
+async def test_what_takes_too_long_is_a_timeout_and_the_task_goes_on() -> None:
+    with pytest.raises(TimeoutError), Limit(0.01):
+        await asyncio.Event().wait()
+    await asyncio.sleep(0)  # no cancellation is left over
+    with Limit(60):
+        await asyncio.sleep(0)
+
+
+async def test_the_outer_limit_is_not_taken_for_the_inner_one() -> None:
+    reached = []
+
+    async def inner() -> None:
+        try:
+            with Limit(60):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            reached.append("inner")
+
+    with pytest.raises(TimeoutError), Limit(0.01):
+        await inner()
+    assert reached == []
+
+
+async def test_a_task_that_somebody_cancels_stays_cancelled() -> None:
+    begun = asyncio.Event()
+
+    async def work() -> None:
+        with Limit(60):
+            begun.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(work())
+    await begun.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
