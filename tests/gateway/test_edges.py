@@ -1,7 +1,9 @@
 """What surrounds an answer: headers, parameters that are hints, metrics, logs without secrets, the per-address net."""
 
+import asyncio
 import io
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
 import aiohttp
@@ -322,20 +324,55 @@ def test_every_route_names_its_meter() -> None:
     }
 
 
-async def test_serves_control_headers_are_stripped() -> None:
+class Direct:
+    """Stands for a gateway in Serve's process: what counts is who is asked."""
+
+    def __init__(self) -> None:
+        self.paths: list[str] = []
+
+    async def direct(self, scope: Any, _receive: Any, _send: Any) -> None:
+        self.paths.append(scope["path"])
+
+
+@pytest.fixture
+def behind_edge() -> Iterator[tuple[Any, list[Any]]]:
+    """Serve's part of a process behind the edge, and the scopes that it was given."""
     seen: list[Any] = []
 
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.append([name for name, _ in scope["headers"]])
+    async def app(scope: Any, _receive: Any, _send: Any) -> None:
+        seen.append(scope)
 
     (middleware,) = edge.middlewares()
-    wrapped = middleware.cls(app)
+    yield middleware.cls(app), seen
+    edge.answer_here(None)
+
+
+async def test_serves_control_headers_are_stripped(behind_edge: tuple[Any, list[Any]]) -> None:
+    wrapped, seen = behind_edge
     for headers in (
         [(b"accept", b"x"), (b"x-request-timeout-seconds", b"0.01"), (b"x-request-id", b"two words")],
         [(b"accept", b"x"), (b"x-request-id", b"fine")],
     ):
-        await wrapped({"type": "http", "headers": headers}, None, None)
-    assert seen == [[b"accept"], [b"accept", b"x-request-id"]]
+        await wrapped({"type": "http", "path": "/", "headers": headers}, None, None)
+    assert [[name for name, _ in scope["headers"]] for scope in seen] == [[b"accept"], [b"accept", b"x-request-id"]]
+
+
+async def test_a_gateway_is_asked_past_serve_but_for_what_serve_alone_knows(behind_edge: tuple[Any, list[Any]]) -> None:
+    wrapped, seen = behind_edge
+    gateway = Direct()
+    edge.answer_here(gateway)
+    for path in ("/v1/chat/completions", "/", "/-/healthz", "/-/routes"):
+        await wrapped({"type": "http", "path": path, "headers": []}, None, None)
+    assert gateway.paths == ["/v1/chat/completions", "/"]
+    assert [scope["path"] for scope in seen] == ["/-/healthz", "/-/routes"]
+
+
+async def test_a_gateway_on_another_thread_is_asked_through_serve(behind_edge: tuple[Any, list[Any]]) -> None:
+    wrapped, seen = behind_edge
+    gateway = Direct()
+    edge.answer_here(gateway)
+    await asyncio.to_thread(asyncio.run, wrapped({"type": "http", "path": "/v1/models", "headers": []}, None, None))
+    assert (gateway.paths, len(seen)) == ([], 1)
 
 
 @pytest.mark.parametrize(

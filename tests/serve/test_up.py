@@ -67,6 +67,17 @@ def test_an_answer_has_one_request_id(platform: Up, path: str, sent: dict[str, s
     assert found[0] == sent.get("x-request-id", found[0])
 
 
+def test_a_client_tells_serve_nothing(platform: Up) -> None:
+    control = {
+        "x-request-timeout-seconds": "0.000001",
+        "x-request-disconnect-disabled": "?1",
+        "x-request-id": "two words",
+    }
+    answer = platform.call("GET", "/v1/models", headers={**control, "x-request-id": "two words"})
+    assert answer.status == 200
+    assert "two words" not in answer.header("x-request-id")
+
+
 def test_models_are_not_there_for_outsiders(platform: Up) -> None:
     for path in ("/_models/default.small/v1/models", "/_models/default.small/v1/chat/completions", "/_models/x"):
         assert platform.call("GET", path).status == 404

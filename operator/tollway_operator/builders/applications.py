@@ -56,12 +56,16 @@ def gateway(settings: Settings) -> App:
     if settings.pods is not None:  # a pod takes one replica: a logical CPU
         deployment["max_replicas_per_node"] = 1
         deployment["ray_actor_options"] = {"num_cpus": 1.0, "label_selector": {POOL_LABEL: GATEWAY_POOL}}
+    args: dict[str, Any] = {
+        "max_requests": settings.gateway_max_ongoing_requests
+    }  # Serve's limit is not asked: see edge
+    if not settings.embedded:  # on one node nobody sends a request to a replica but the proxy that it would wait for
+        args["models_wait_s"] = _MODELS_WAIT
     config = {
         "name": GATEWAY_APP,
         "route_prefix": "/",
         "import_path": GATEWAY_IMPORT_PATH,
-        # On one node nobody sends a request to a replica but the proxy that it waits for.
-        "args": {} if settings.embedded else {"models_wait_s": _MODELS_WAIT},
+        "args": args,
         "deployments": [deployment],
     }
     return App(GATEWAY_APP, config)

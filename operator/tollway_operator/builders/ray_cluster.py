@@ -14,6 +14,7 @@ from typing import Any
 from tollway_operator.builders.pools import GATEWAY_POOL, POOL_LABEL, Demand, Pool
 from tollway_operator.builders.sources import secret_files
 from tollway_operator.kuberay_settings import KubeRaySettings, Pods, Toleration
+from tollway_serving.contract.applications import EDGE_ENVIRONMENT
 
 API_VERSION = "ray.io/v1"
 PLATFORM_LABEL = "tollway.dev/platform"
@@ -314,6 +315,7 @@ def _environment(settings: KubeRaySettings, *, gateway: bool) -> list[Object]:
         "TOLLWAY_SECRETS_DIR": SECRETS_DIR,
         "RAY_SERVE_ENABLE_HA_PROXY": "1",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        **EDGE_ENVIRONMENT,
         "RAY_SERVE_LOG_TO_STDERR": "1",  # which throughput mode turns off: a model's last words are read from there
         "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # one log line a request, parsed in Python: a third of the throughput
         "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": str(_HARD_STOP_SECONDS),

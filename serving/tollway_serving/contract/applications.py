@@ -8,6 +8,9 @@ GATEWAY_IMPORT_PATH = "tollway_serving.gateway.serve_app:build"
 GATEWAY_DEPLOYMENT = "gateway"
 """`@serve.deployment(name=...)` of the gateway's only deployment."""
 
+EDGE_ENVIRONMENT = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tollway_serving.gateway.edge:middlewares"}
+"""For every process of Serve: what stands before its own handling of requests."""
+
 MODEL_DEPLOYMENT = "model"
 """`@serve.deployment(name=...)` of every engine's ingress (and, for engines of ours, only) deployment."""
 

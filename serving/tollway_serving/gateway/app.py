@@ -199,6 +199,10 @@ class Gateway:
             await receive()
             await send({"type": "websocket.close", "code": 1000})
 
+    async def direct(self, scope: Any, receive: Any, send: Any) -> None:
+        """A request that Serve has not seen: see `edge`."""
+        await self._http(Call(scope, receive, send, emit_id=True))
+
     async def _http(self, call: Call) -> None:
         self._in_progress += 1
         try:

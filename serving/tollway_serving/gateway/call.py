@@ -24,6 +24,7 @@ Header = tuple[bytes, bytes]
 IDEMPOTENCY_KEY = b"idempotency-key"
 
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
+_WATCH_AFTER_S = 0.1
 _MOST_OPENED = 1_000_000  # braces and brackets: an empty object takes 30 times its two bytes of memory
 _STREAM: tuple[Header, ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -88,7 +89,7 @@ class Call:
         self.record: dict[str, Any] = {}
         self.body_sha256 = ""  # where the client has an Idempotency-Key
         self.repeat: Repeat | None = None  # that request, if it is answered here and now
-        self._watch: asyncio.Task[None] | None = None
+        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
         self._heartbeat: Heartbeat | None = None
 
     def header(self, name: bytes) -> bytes | None:
@@ -155,10 +156,14 @@ class Call:
         return message
 
     def watch(self) -> None:
-        """From here on a client that leaves cancels the calling task; `gone` tells that from other cancellations."""
+        """From here on a client that leaves cancels the calling task; `gone` tells that from other cancellations. Only
+        calls that take a while are watched: the server remembers who left before, and a task costs more."""
         task = asyncio.current_task()
         if task is not None and self._watch is None:
-            self._watch = asyncio.create_task(self._wait_gone(task))
+            self._watch = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._start_watch, task)
+
+    def _start_watch(self, task: "asyncio.Task[Any]") -> None:
+        self._watch = asyncio.create_task(self._wait_gone(task))
 
     def unwatch(self) -> None:
         if self._watch is not None:

@@ -1,10 +1,16 @@
 """What stands before Serve's own handling of a request: named by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
 
-Serve obeys some request headers from anyone: a client could set the timeout with them, or keep a call running after it
-left. They are removed here, where Serve has not looked yet; so is a request id that is none, which Serve would echo.
+In a gateway's replica it hands requests to the gateway at once. Serve's own way there (a context, two ids, two tasks
+and its counts for each request) costs as much as all else, and gives the gateway nothing: it bounds, counts, logs and
+watches its requests itself, the number of its replicas is fixed, and the server of a replica that ends waits for its
+open requests. Health checks stay Serve's, so that HAProxy sees what Serve knows.
+
+Elsewhere (a model's replica, the proxies) it removes the request headers that Serve would obey from anyone: a client
+could set the timeout with them, or keep a call running after it left.
 """
 
-from typing import Any, Final
+import asyncio
+from typing import Any, Final, Protocol
 
 from starlette.middleware import Middleware
 
@@ -20,9 +26,25 @@ _CONTROL: Final = frozenset(
     }
 )
 _REQUEST_ID: Final = b"x-request-id"
+_OF_SERVE: Final = "/-/"
 
 
-class StripControlHeaders:
+class Direct(Protocol):
+    """A gateway in this process, on the event loop that it was started on."""
+
+    async def direct(self, scope: Any, receive: Any, send: Any) -> None: ...
+
+
+_here: tuple[Direct, asyncio.AbstractEventLoop] | None = None
+
+
+def answer_here(gateway: Direct | None) -> None:
+    """From now on (None: no longer) requests to this process are that gateway's. Called on its event loop."""
+    global _here  # noqa: PLW0603 - Serve makes the middleware by itself, in the same process
+    _here = None if gateway is None else (gateway, asyncio.get_running_loop())
+
+
+class Edge:
     """Pure ASGI; changes the list of headers only if there is something to remove."""
 
     def __init__(self, app: Any) -> None:
@@ -30,6 +52,10 @@ class StripControlHeaders:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "http":
+            # Serve may run its server in another thread than the gateway (RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD).
+            if _here is not None and _here[1] is asyncio.get_running_loop() and not scope["path"].startswith(_OF_SERVE):
+                await _here[0].direct(scope, receive, send)
+                return
             headers = scope["headers"]
             for name, value in headers:
                 if name in _CONTROL or (name == _REQUEST_ID and valid_request_id(value) is None):
@@ -44,4 +70,4 @@ def _kept(name: bytes, value: bytes) -> bool:
 
 def middlewares() -> list[Middleware]:
     """What Serve asks this module for."""
-    return [Middleware(StripControlHeaders)]
+    return [Middleware(Edge)]

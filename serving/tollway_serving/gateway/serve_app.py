@@ -8,7 +8,7 @@ from typing import Any
 from ray import serve
 
 from tollway_serving.contract.applications import GATEWAY_DEPLOYMENT
-from tollway_serving.gateway import logs
+from tollway_serving.gateway import edge, logs
 from tollway_serving.gateway.app import Gateway, make_app
 
 _MAX_ONGOING = 2_000  # Serve's default of 5 would queue all others; the gateway bounds itself
@@ -20,8 +20,9 @@ class GatewayReplica:
 
     def __init__(self, args: dict[str, Any]) -> None:
         logs.configure()
-        # Serve appends x-request-id to every answer, the one that came with the request or that it put there itself.
+        # Where Serve's own handling comes first (see `edge`), it appends x-request-id to every answer.
         self._gateway = make_app({**args, "request_id_header": False})
+        edge.answer_here(self._gateway)
 
     def __serve_build_asgi_app__(self) -> Gateway:
         return self._gateway
