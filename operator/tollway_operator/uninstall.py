@@ -1,11 +1,14 @@
 """`python -m tollway_operator.uninstall NAMESPACE PLATFORM DEPLOYMENT`: the chart's pre-delete hook, in a Job.
 
 Stops the operator, which would make them anew, then deletes the platform's Ray clusters and waits until they are gone:
-while Redis and the Secrets are still there, which KubeRay needs to clean up behind them.
+while Redis and the Secrets are still there, which KubeRay needs to clean up behind them. Their pods would wait up to an
+hour for requests that can't come any more: they get a few seconds.
 """
 
 import asyncio
+import contextlib
 import sys
+import time
 
 from tollway_operator.builders.ray_cluster import API_VERSION, PLATFORM_LABEL
 from tollway_operator.cluster import Access, Api
@@ -13,40 +16,62 @@ from tollway_operator.errors import Conflict, Gone, Unreachable
 
 _POLL_S = 1.0
 _LONGEST_S = 270.0
+_GRACE_S = 10  # what a request in progress still gets
+_PODS_S = 40.0  # a pod that takes longer is its node's affair
 
 
 async def uninstall(api: Api, namespace: str, platform: str, deployment: str) -> None:
     """TimeoutError if KubeRay doesn't let them go in time."""
+    clusters = f"/apis/{API_VERSION}/namespaces/{namespace}/rayclusters"
+    pods = f"/api/v1/namespaces/{namespace}/pods"
+    ours = f"{PLATFORM_LABEL}={platform}"
+    nodes = f"{ours},ray.io/node-type in (head,worker)"  # not KubeRay's own clean-up
     async with asyncio.timeout(_LONGEST_S):
-        path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{deployment}"
-        try:
-            await api.merge(path, {"spec": {"replicas": 0}})
-            while ((await api.get(path)).get("status") or {}).get("replicas"):  # noqa: ASYNC110 - another program's state
-                await asyncio.sleep(_POLL_S)
-        except Gone:
-            pass
+        await _stop(api, f"/apis/apps/v1/namespaces/{namespace}/deployments/{deployment}")
         print(f"{deployment} has stopped", flush=True)  # noqa: T201 - a command's output
-        clusters = f"/apis/{API_VERSION}/namespaces/{namespace}/rayclusters"
         asked: set[str] = set()
+        since = time.monotonic()
         while True:
-            try:
-                pages = api.pages(clusters, f"{PLATFORM_LABEL}={platform}")
-                left = {
-                    item["metadata"]["name"]: item["metadata"]["uid"] async for page in pages for item in page.items
-                }
-            except Gone:
-                left = {}  # KubeRay itself is gone, and everything of it
-            if not left:
-                return
+            left = await _left(api, clusters, ours)
             for name, uid in left.items():
                 if uid not in asked:
                     print(f"deleting RayCluster {name}", flush=True)  # noqa: T201
-                    try:
+                    with contextlib.suppress(Gone, Conflict):
                         await api.delete(f"{clusters}/{name}", uid)
-                    except (Gone, Conflict):
-                        continue
+                        asked.add(uid)
+            ending = await _left(api, pods, nodes)
+            for name, uid in ending.items():
+                if uid not in asked:
                     asked.add(uid)
+                    with contextlib.suppress(Gone, Conflict):
+                        await api.delete(f"{pods}/{name}", uid, grace_s=_GRACE_S)
+            if left:
+                since = time.monotonic()
+            elif not ending:
+                return
+            elif time.monotonic() - since > _PODS_S:
+                print(f"still ending: {', '.join(sorted(ending))}", flush=True)  # noqa: T201
+                return
             await asyncio.sleep(_POLL_S)
+
+
+async def _stop(api: Api, path: str) -> None:
+    with contextlib.suppress(Gone):
+        await api.merge(path, {"spec": {"replicas": 0}})
+        while ((await api.get(path)).get("status") or {}).get("replicas"):  # noqa: ASYNC110 - another program's state
+            await asyncio.sleep(_POLL_S)
+
+
+async def _left(api: Api, path: str, selector: str) -> dict[str, str]:
+    """Names and uids; nothing where the very kind is gone, with KubeRay."""
+    try:
+        return {
+            item["metadata"]["name"]: item["metadata"]["uid"]
+            async for page in api.pages(path, selector)
+            for item in page.items
+        }
+    except Gone:
+        return {}
 
 
 async def _main(namespace: str, platform: str, deployment: str) -> int:

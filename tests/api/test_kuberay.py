@@ -298,6 +298,13 @@ async def test_uninstalling_stops_the_operator_then_waits_for_its_clusters(site:
     spec = {"replicas": 2, "selector": {"matchLabels": labels}, "template": pod}
     site.plane.request("POST", deployments, {"metadata": {"name": "operator"}, "spec": spec})
 
+    pods = f"/api/v1/namespaces/{site.namespace}/pods"
+    # As KubeRay makes one; it has begun to end, and has an hour for its requests.
+    marks = {PLATFORM_LABEL: PLATFORM, "ray.io/node-type": "worker"}
+    hour = {**pod["spec"], "nodeName": "n", "terminationGracePeriodSeconds": 3600}
+    site.plane.request("POST", pods, {"metadata": {"name": "worker", "labels": marks}, "spec": hour})
+    site.plane.request("DELETE", f"{pods}/worker")
+
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
@@ -313,7 +320,11 @@ async def test_uninstalling_stops_the_operator_then_waits_for_its_clusters(site:
             while not (site.cluster(name) or {})["metadata"].get("deletionTimestamp"):  # noqa: ASYNC110 - a process's
                 await asyncio.sleep(0.05)
         assert site.plane.request("GET", f"{deployments}/operator")["spec"]["replicas"] == 0
+        async with asyncio.timeout(30):
+            while site.plane.request("GET", f"{pods}/worker")["metadata"]["deletionGracePeriodSeconds"] > 60:  # noqa: ASYNC110 - a process's
+                await asyncio.sleep(0.05)
         assert process.returncode is None, "it waits for KubeRay"
+        site.plane.request("DELETE", f"{pods}/worker", {"gracePeriodSeconds": 0})  # what its node does then
         site.plane.request("PATCH", f"{site.clusters}/{name}", {"metadata": {"finalizers": None}}, content_type=MERGE)
         out, _ = await asyncio.wait_for(process.communicate(), 60)
     finally:

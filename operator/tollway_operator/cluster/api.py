@@ -68,9 +68,11 @@ class Api:
         params = {"fieldManager": MANAGER, "force": "true"}
         return await self._call("PATCH", path, body, content_type=APPLY, params=params)
 
-    async def delete(self, path: str, uid: str) -> None:
-        """Only the object of that uid. Gone if it isn't there, Conflict if another one is."""
-        await self._call("DELETE", path, {"preconditions": {"uid": uid}})
+    async def delete(self, path: str, uid: str, grace_s: int | None = None) -> None:
+        """Only the object of that uid. Gone if it isn't there, Conflict if another one is. A pod that is ending already
+        ends sooner with a shorter `grace_s` than it had."""
+        options: Object = {"preconditions": {"uid": uid}}
+        await self._call("DELETE", path, options if grace_s is None else {**options, "gracePeriodSeconds": grace_s})
 
     async def pages(self, path: str, selector: str = "") -> AsyncIterator[Page]:
         """All objects of a list. Expired: begin again."""
