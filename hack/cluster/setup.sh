@@ -111,10 +111,11 @@ uninstall() {
   "$KUBECTL" delete namespace "$NAMESPACE" --timeout=2m # no finalizer holds anything
 }
 
-# The other order: the namespace goes with everything in it at once, the operator and Redis first maybe.
+# The other order: the namespace goes with everything in it at once, the operator and Redis first maybe. Kubernetes counts
+# on the pods' whole grace period then, and looks again after five minutes, however soon they are gone.
 namespace_deleted_first() {
   install
   quickstart
-  "$KUBECTL" delete namespace "$NAMESPACE" --timeout=4m
+  "$KUBECTL" delete namespace "$NAMESPACE" --timeout=8m
   "$KUBECTL" get namespace "$NAMESPACE" --ignore-not-found | { ! grep .; }
 }
