@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-_RULES = ("type", "enum", "minimum", "item", "map")
+_RULES = ("type", "enum", "minimum", "pattern", "item", "map")
 _TYPES = {bool: "boolean", int: "integer", float: "number", str: "string"}
 
 
@@ -97,6 +97,8 @@ def _value(value: Any, path: str, notes: dict[str, Notes]) -> dict[str, Any]:
         made["enum"] = [item.strip() for item in rules["enum"].split(",")]
     if "minimum" in rules:
         made["minimum"] = int(rules["minimum"])
+    if "pattern" in rules:
+        made["pattern"] = rules["pattern"]
     return {"description": note.text, **made} if note.text else made
 
 

@@ -40,6 +40,8 @@ class Pods(_Base):
 
 class GatewayPods(Pods):
     replicas: int = Field(default=2, ge=1, le=1000)
+    client_address_header: str = Field(default="", pattern=r"^[A-Za-z0-9-]{0,64}$")
+    """The header in which a trusted proxy says who the client is; its last element counts."""
 
 
 class ModelPods(_Base):

@@ -167,10 +167,15 @@ async def serve_gateway(backend: str, port: int, folder: str, log: str, database
 
 
 class Asker(asyncio.Protocol):
-    """One keep-alive connection that asks again as soon as it has its answer."""
+    """One keep-alive connection that asks again as soon as it has its answer. `firsts` are the times until the first
+    token of a stream."""
 
-    def __init__(self, request: bytes, left: list[int], done: asyncio.Event, times: list[float]) -> None:
+    def __init__(
+        self, request: bytes, left: list[int], done: asyncio.Event, times: list[float], firsts: list[float]
+    ) -> None:
         self._request = request
+        self._firsts = firsts
+        self._has_first = False
         self._left = left
         self._done = done
         self._times = times
@@ -193,10 +198,14 @@ class Asker(asyncio.Protocol):
             return
         self._left[0] -= 1
         self._data, self._tail, self._need, self._head = b"", b"", -1, b""
+        self._has_first = False
         self._asked = time.perf_counter()
         self._transport.write(self._request)
 
     def data_received(self, data: bytes) -> None:
+        if not self._has_first and b"data: {" in data:
+            self._has_first = True
+            self._firsts.append(time.perf_counter() - self._asked)
         if self._need < 0:
             self._data += data
             head, found, rest = self._data.partition(b"\r\n\r\n")
@@ -225,18 +234,22 @@ class Asker(asyncio.Protocol):
             raise RuntimeError("the connection broke")
 
 
-async def ask(port: int, body: dict[str, Any], requests: int, connections: int, key: str = KEY) -> list[float]:
+async def ask(
+    port: int, body: dict[str, Any], requests: int, connections: int, key: str = KEY
+) -> tuple[list[float], list[float]]:
+    """Seconds until each whole answer, and until the first token of each stream."""
     raw = json.dumps(body).encode()
     head = f"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {key}\r\n"
     request = head.encode() + b"content-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(raw) + raw
     done = asyncio.Event()
     times: list[float] = []
+    firsts: list[float] = []
     left = [requests, connections]
     loop = asyncio.get_running_loop()
     for _ in range(connections):
-        await loop.create_connection(lambda: Asker(request, left, done, times), "127.0.0.1", port)
+        await loop.create_connection(lambda: Asker(request, left, done, times, firsts), "127.0.0.1", port)
     await asyncio.wait_for(done.wait(), 300)
-    return times
+    return times, firsts
 
 
 def cpu(pid: int) -> float:
@@ -340,7 +353,9 @@ def main() -> None:
 
 
 def measure(options: argparse.Namespace, pids: dict[str, int], cases: list[Case], key: str = KEY) -> None:
-    columns = f"{'conn':>5}{'cpu us':>9}{'loop us':>9}{'beside us':>10}{'p50 ms':>9}{'p99 ms':>9}{'req/s':>9}"
+    columns = (
+        f"{'conn':>5}{'cpu us':>9}{'loop us':>9}{'beside us':>10}{'first ms':>9}{'p50 ms':>9}{'p99 ms':>9}{'req/s':>9}"
+    )
     print(f"{'CPU of the process, us a request':44}{columns}")
     for connections in (int(c) for c in options.connections.split(",")):
         results: dict[str, list[tuple[float, ...]]] = {}
@@ -352,15 +367,16 @@ def measure(options: argparse.Namespace, pids: dict[str, int], cases: list[Case]
                 pid, other = pids[case.who], pids[case.beside] if case.beside else None
                 before = (cpu(pid), main_thread_cpu(pid), cpu(other) if other else 0.0)
                 began = time.perf_counter()
-                times = asyncio.run(ask(case.port, case.body(), requests, connections, key))
+                times, firsts = asyncio.run(ask(case.port, case.body(), requests, connections, key))
                 took = time.perf_counter() - began
                 after = (cpu(pid), main_thread_cpu(pid), cpu(other) if other else 0.0)
                 used = [(b - a) / requests * 1e6 for a, b in zip(before, after, strict=True)]
                 p50, p99 = statistics.median(times) * 1000, statistics.quantiles(times, n=100)[98] * 1000
-                results.setdefault(case.name, []).append((*used, p50, p99, requests / took))
+                first = statistics.median(firsts) * 1000 if firsts else 0.0
+                results.setdefault(case.name, []).append((*used, first, p50, p99, requests / took))
         for name, rows in results.items():
-            used_, loop, beside, p50, p99, rate = (statistics.median(values) for values in zip(*rows, strict=True))
-            figures = f"{used_:>9.0f}{loop:>9.0f}{beside:>10.0f}{p50:>9.2f}{p99:>9.2f}{rate:>9.0f}"
+            used_, loop, beside, *ms, rate = (statistics.median(values) for values in zip(*rows, strict=True))
+            figures = f"{used_:>9.0f}{loop:>9.0f}{beside:>10.0f}{''.join(f'{each:>9.2f}' for each in ms)}{rate:>9.0f}"
             print(f"{name:44}{connections:>5}{figures}", flush=True)
     print(f"{'CPU of the process, us a relayed chunk':44}{'conn':>5}{'cpu us':>9}")
     long = {"messages": [{"role": "user", "content": f"{options.chunks} words please"}], "max_tokens": 4096}

@@ -76,7 +76,11 @@ SETS: dict[str, Values] = {
         },
         "ray": {
             "head": {"cpu": 2, "memory": "8Gi", "nodeSelector": {"pool": "system"}},
-            "gateway": {"replicas": 3, "tolerations": [{"operator": "Exists"}]},
+            "gateway": {
+                "replicas": 3,
+                "tolerations": [{"operator": "Exists"}],
+                "clientAddressHeader": "X-Forwarded-For",
+            },
             "models": {
                 "engineImages": {"vllm": "registry.example.com/tollway-vllm:1"},
                 "cache": {"persistentVolumeClaim": {"claimName": "weights"}},
@@ -200,6 +204,18 @@ def test_the_operator_understands_what_it_is_told(helm: Helm, values: Values, tm
         assert selector[PLATFORM_LABEL] == settings.kuberay.name
 
 
+def test_gateways_alone_hear_which_header_names_a_client(helm: Helm, tmp_path: Path) -> None:
+    for values in (SETS["GPUs, places, pull secrets"], {}):
+        settings = _operator(helm.template(values), tmp_path)
+        assert settings.kuberay is not None
+        groups = ray_cluster(settings.kuberay, [], None, busy=(), pods={})["spec"]
+        (gateway,) = groups["workerGroupSpecs"][0]["template"]["spec"]["containers"]
+        (head,) = groups["headGroupSpec"]["template"]["spec"]["containers"]
+        named = [entry["value"] for entry in gateway["env"] if entry["name"] == "TOLLWAY_CLIENT_ADDRESS_HEADER"]
+        assert named == (["X-Forwarded-For"] if values else [])
+        assert "TOLLWAY_CLIENT_ADDRESS_HEADER" not in {entry["name"] for entry in head["env"]}
+
+
 def test_what_clients_use(helm: Helm, tmp_path: Path) -> None:
     expected = {
         DEFAULTS: "http://tollway.tollway.svc/v1",
@@ -265,6 +281,7 @@ def test_roles_may_be_somebody_elses_business(helm: Helm) -> None:
         ({"operator": {"replicas": "two"}}, ["/operator/replicas", "want integer"]),
         ({"operator": {"logLevel": "loud"}}, ["/operator/logLevel", "'debug', 'info', 'warning', 'error'"]),
         ({"ray": {"gateway": {"replicas": 0}}}, ["/ray/gateway/replicas", "minimum"]),
+        ({"ray": {"gateway": {"clientAddressHeader": "X Real"}}}, ["/ray/gateway/clientAddressHeader", "pattern"]),
         ({"ledger": {"postgresql": {"enabled": False}}}, ["the ledger has no database: set ledger.existingSecret"]),
         ({"ledger": {"usageDays": 30}}, ["ledger.usageDays must be 0 (for ever) or at least 45"]),
         ({"ledger": {"usageDays": 10**6}}, ["ledger.usageDays must be 0 (for ever) or at most 36500"]),

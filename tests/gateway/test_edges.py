@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
+from multidict import CIMultiDict
 from support.backend import Backend
 from support.gateway import HELLO, KEY, PROVIDER_KEY, TOKEN, Running, key, model, plan
 
@@ -282,6 +283,15 @@ async def test_address_net(start: Any) -> None:
         assert status == expected
     assert 0 < int(headers["retry-after"]) <= 601
     assert (await running.post(ASK, headers={"x-real-ip": "198.51.100.8"}))[0] == 200
+
+
+async def test_a_client_that_names_itself_before_its_proxy_does_changes_nothing(start: Any) -> None:
+    running = await start(address_requests=3, client_address_header="x-real-ip")
+    for number, expected in enumerate((200, 200, 200, 429)):
+        headers = CIMultiDict({"authorization": f"Bearer {KEY}", "x-real-ip": f"203.0.113.{number}"})
+        headers.add("x-real-ip", "198.51.100.7")
+        async with running.client.post(f"{running.url}/v1/chat/completions", headers=headers, json=ASK) as answer:
+            assert answer.status == expected
 
 
 def test_without_a_configured_header_an_address_is_the_sockets() -> None:

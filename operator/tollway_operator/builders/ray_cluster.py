@@ -326,6 +326,8 @@ def _environment(settings: KubeRaySettings, *, gateway: bool) -> list[Object]:
     }
     if gateway:
         values["TOLLWAY_PROVIDERS_DIR"] = PROVIDERS_DIR
+        if settings.gateway.client_address_header:
+            values["TOLLWAY_CLIENT_ADDRESS_HEADER"] = settings.gateway.client_address_header
         values["TOLLWAY_METRICS_HOST"] = "0.0.0.0"  # noqa: S104 - Prometheus scrapes each replica by its pod's address
     found: list[Object] = [{"name": name, "value": value} for name, value in values.items()]
     if gateway:

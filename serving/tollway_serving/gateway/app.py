@@ -227,7 +227,7 @@ class Gateway:
             if route.net:
                 client = call.scope.get("client")
                 net = self._net
-                net.admit(client[0] if client else None, call.header(net.header) if net.header else None)
+                net.admit(client[0] if client else None, call.last_header(net.header) if net.header else None)
                 if self._in_progress > self.settings.max_requests:
                     raise ApiError(
                         "model_overloaded", "Too many requests at the moment. Please retry.", retry_after_s=1

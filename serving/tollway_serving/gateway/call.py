@@ -97,6 +97,10 @@ class Call:
         value = self._headers.get(name)
         return None if value is None else bytes(value)
 
+    def last_header(self, name: bytes) -> bytes | None:
+        """The last of them: what the nearest proxy added behind those that came with the request."""
+        return next((bytes(value) for each, value in reversed(self.scope["headers"]) if each == name), None)
+
     def milliseconds(self) -> int:
         return int((time.monotonic() - self.started) * 1000)
 
