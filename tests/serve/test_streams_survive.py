@@ -7,10 +7,13 @@ HAProxy is reloaded by every change, and by default would cut the stream two min
 
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from support.long_stream import LongStream, Poller
 from support.up import Up, eventually, key, model
+
+from tollway_serving.contract.applications import GATEWAY_APP
 
 pytestmark = pytest.mark.timeout(600)
 STREAM_S = 185.0
@@ -82,6 +85,24 @@ def test_a_deleted_model_goes(platform: Up) -> None:
     eventually(lambda: platform.chat("third").status == 404)
     assert platform.chat("third").error == "model_not_found"
     assert "third" not in platform.models()
+
+
+def test_a_gateway_that_is_replaced_ends_its_streams_first(platform: Up) -> None:
+    """As an upgrade does it. `tollway up` puts its own version back after that: one more replacement."""
+    before = platform.serve()
+    configs = [app["deployed_app_config"] for app in before["applications"].values()]
+    for config in configs:
+        if config["name"] == GATEWAY_APP:
+            config["args"] = {**config["args"], "max_requests": 1999}
+    old = gateways(before)
+    platform.serve({name: before[name] for name in ("proxy_location", "http_options")} | {"applications": configs})
+    eventually(lambda: (new := gateways(platform.serve())) and new.isdisjoint(old))
+
+
+def gateways(found: dict[str, Any]) -> set[str]:
+    """The replicas that take requests."""
+    (deployment,) = found["applications"][GATEWAY_APP]["deployments"].values()
+    return {replica["replica_id"] for replica in deployment["replicas"] if replica["state"] == "RUNNING"}
 
 
 def test_the_stream_has_run_for_three_minutes(platform: Up, stream: LongStream, poller: Poller) -> None:

@@ -113,16 +113,8 @@ def test_nothing_but_rays_guarded_port_of_a_replica_listens_outside_loopback(pla
 
 
 def test_rays_own_api_wants_a_token(platform: Up) -> None:
-    assert platform.process is not None
-    dashboards = {
-        connection.laddr.port
-        for process in psutil.Process(platform.process.pid).children(recursive=True)
-        if any("dashboard.py" in word for word in process.cmdline())
-        for connection in process.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
-    }
     answers = set()
-    for port in dashboards:
+    for port in platform.dashboards():
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/api/serve/applications/", timeout=10)
         except urllib.error.HTTPError as error:

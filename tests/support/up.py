@@ -1,5 +1,6 @@
 """Starts and watches a real `tollway up`: for tests/serve. Everything in it has a time limit."""
 
+import contextlib
 import http.client
 import json
 import os
@@ -9,10 +10,13 @@ import subprocess
 import sys
 import textwrap
 import time
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from tollway_cli.guardian import descendants
 from tollway_cli.ray_head import free_ports
@@ -175,6 +179,32 @@ class Up:
 
     def models(self, secret: str | None = None) -> list[str]:
         return [entry["id"] for entry in self.call("GET", "/v1/models", secret=secret).json()["data"]]
+
+    def serve(self, body: object = None) -> Any:
+        """Serve's own REST API, as the operator uses it: what runs, or (with a body) what is to run."""
+        assert self.process is not None
+        token = (self.state / "secrets" / "ray-token").read_text().strip()
+        for port in self.dashboards():
+            request = urllib.request.Request(
+                f"http://127.0.0.1:{port}/api/serve/applications/",
+                method="GET" if body is None else "PUT",
+                data=None if body is None else json.dumps(body).encode(),
+                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+            )
+            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=30) as answer:
+                return json.loads(answer.read() or b"null")
+        raise AssertionError("no dashboard answers")
+
+    def dashboards(self) -> set[int]:
+        """Ports of Ray's dashboard, only one of which is the API's."""
+        assert self.process is not None
+        return {
+            connection.laddr.port
+            for process in psutil.Process(self.process.pid).children(recursive=True)
+            if any("dashboard.py" in word for word in process.cmdline())
+            for connection in process.net_connections("tcp")
+            if connection.status == psutil.CONN_LISTEN
+        }
 
     def status(self, kind: str, name: str) -> dict[str, str]:
         """{condition type: "reason: message"} of an object's status file."""
