@@ -70,7 +70,7 @@ spec:
     - {name: URL, value: "http://$RELEASE/v1"}
     - {name: MODEL, value: smollm2}
     envFrom: [{secretRef: {name: $3}}]
-    resources: {requests: {cpu: 50m, memory: 64Mi}}
+    resources: {requests: {cpu: 10m, memory: 64Mi}}
     securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
     volumeMounts: [{name: program, mountPath: /program}]
   volumes: [{name: program, configMap: {name: $1}}]
