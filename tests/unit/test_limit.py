@@ -1,6 +1,8 @@
 """The gateway's time limit: what ends it, and whose cancellation is whose."""
 
 import asyncio
+import socket
+import time
 
 import pytest
 
@@ -43,3 +45,20 @@ async def test_a_task_that_somebody_cancels_stays_cancelled() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_what_came_while_this_process_stood_still_has_come_in_time() -> None:
+    """As with a gateway that had no CPU: the byte is in the socket, and the timer is due, too."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        reader, writer = await asyncio.open_connection(sock=ours)
+        with Limit(0.2):
+            reading = asyncio.ensure_future(reader.read(1))
+            await asyncio.sleep(0)
+            theirs.send(b"x")
+            time.sleep(0.5)  # noqa: ASYNC251 - that is the point
+            assert await reading == b"x"
+        asyncio.get_running_loop().call_soon(time.sleep, 0.5)
+        with pytest.raises(TimeoutError), Limit(0.2):  # a peer that sends nothing is late all the same
+            await reader.read(1)
+        writer.close()

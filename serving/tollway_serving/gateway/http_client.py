@@ -17,6 +17,7 @@ from urllib.parse import quote, urlsplit
 import httptools
 
 from tollway_serving.contract.catalogue import Target, Timeouts
+from tollway_serving.gateway.limit import PATIENCE_S, Limit, stalled
 from tollway_serving.gateway.secrets import Secrets
 from tollway_serving.gateway.upstream import Trouble, UpstreamFailed, request_headers, retry_seconds
 
@@ -98,12 +99,15 @@ class HttpAnswer:
         self._silence_s = seconds
         self._timer = self._connection.loop.call_later(seconds, self._look)
 
-    def _look(self) -> None:
+    def _look(self, patient: bool = False) -> None:
+        loop = self._connection.loop
         waited = time.monotonic() - self._waiting_since if self._waiting_since else 0.0
-        if waited >= self._silence_s:
-            self.fail("timeout", "silent for too long")
+        if waited < self._silence_s:
+            self._timer = loop.call_later(self._silence_s - waited, self._look)
+        elif not patient and self._timer is not None and stalled(loop, self._timer.when()):
+            self._timer = loop.call_later(PATIENCE_S, self._look, True)
         else:
-            self._timer = self._connection.loop.call_later(self._silence_s - waited, self._look)
+            self.fail("timeout", "silent for too long")
 
     def close(self) -> None:
         if self._timer is not None:
@@ -356,7 +360,7 @@ class HttpUpstream:
     async def _connect(self, origin: _Origin, limit_s: float) -> _Connection:
         loop = asyncio.get_running_loop()
         try:
-            async with asyncio.timeout(limit_s):
+            with Limit(limit_s):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self._pool, origin),
                     origin.host,
