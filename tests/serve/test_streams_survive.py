@@ -5,6 +5,7 @@ The tests run in this order, beside one long stream and one poller of another mo
 HAProxy is reloaded by every change, and by default would cut the stream two minutes after the first.
 """
 
+import signal
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -88,15 +89,20 @@ def test_a_deleted_model_goes(platform: Up) -> None:
 
 
 def test_a_gateway_that_is_replaced_ends_its_streams_first(platform: Up) -> None:
-    """As an upgrade does it. `tollway up` puts its own version back after that: one more replacement."""
+    """As an upgrade does it. `tollway up` stands still meanwhile; then it puts its own version back: one more."""
+    assert platform.process is not None
     before = platform.serve()
+    old = gateways(before)
     configs = [app["deployed_app_config"] for app in before["applications"].values()]
     for config in configs:
         if config["name"] == GATEWAY_APP:
             config["args"] = {**config["args"], "max_requests": 1999}
-    old = gateways(before)
-    platform.serve({name: before[name] for name in ("proxy_location", "http_options")} | {"applications": configs})
-    eventually(lambda: (new := gateways(platform.serve())) and new.isdisjoint(old))
+    platform.process.send_signal(signal.SIGSTOP)
+    try:
+        platform.serve({name: before[name] for name in ("proxy_location", "http_options")} | {"applications": configs})
+        eventually(lambda: (new := gateways(platform.serve())) and new.isdisjoint(old))
+    finally:
+        platform.process.send_signal(signal.SIGCONT)
 
 
 def gateways(found: dict[str, Any]) -> set[str]:

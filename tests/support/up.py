@@ -183,7 +183,7 @@ class Up:
     def serve(self, body: object = None) -> Any:
         """Serve's own REST API, as the operator uses it: what runs, or (with a body) what is to run."""
         assert self.process is not None
-        token = (self.state / "secrets" / "ray-token").read_text().strip()
+        token = (self.state / "platform" / "ray-token").read_text().strip()
         for port in self.dashboards():
             request = urllib.request.Request(
                 f"http://127.0.0.1:{port}/api/serve/applications/",
@@ -192,19 +192,20 @@ class Up:
                 headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
             )
             with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=30) as answer:
-                return json.loads(answer.read() or b"null")
+                text = answer.read()
+                return json.loads(text) if body is None else text
         raise AssertionError("no dashboard answers")
 
     def dashboards(self) -> set[int]:
         """Ports of Ray's dashboard, only one of which is the API's."""
         assert self.process is not None
-        return {
-            connection.laddr.port
-            for process in psutil.Process(self.process.pid).children(recursive=True)
-            if any("dashboard.py" in word for word in process.cmdline())
-            for connection in process.net_connections("tcp")
-            if connection.status == psutil.CONN_LISTEN
-        }
+        ports = set()
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                if any("dashboard.py" in word for word in process.cmdline()):
+                    listening = (c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
+                    ports.update(c.laddr.port for c in listening)
+        return ports
 
     def status(self, kind: str, name: str) -> dict[str, str]:
         """{condition type: "reason: message"} of an object's status file."""
