@@ -25,21 +25,23 @@ _numbers = itertools.count()
 
 
 class StoreDriver:
-    """One backend on one new database; its clock is the real one."""
+    """One new database; its clock is the real one. `turns` says which backend carries out the next operations."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, turns: tuple[int, ...] = (0,)) -> None:
         self._url = url
         self._runner = asyncio.Runner()
-        self._backend = open_backend(url)
+        self._backends = [open_backend(url) for _ in range(max(turns) + 1)]
+        self._turns = itertools.cycle(turns)
         self._runner.run(self._begin())
         self._database = Database(url)
 
     async def _begin(self) -> None:
         async with publisher(self._url, catalogue(accounts=2)):
-            await self._backend.connect()
+            for backend in self._backends:
+                await backend.connect()
 
     def run(self, ops: list[AnyOp]) -> list[Result]:
-        return self._runner.run(self._backend.transact(ops)).results
+        return self._runner.run(self._backends[next(self._turns)].transact(ops)).results
 
     def grant(self, account: str, micro: int) -> None:
         self._runner.run(grant(self._url, account, micro, f"grant-{next(_numbers)}"))
@@ -59,7 +61,8 @@ class StoreDriver:
         return self._runner.run(self._database.read(verify_connection)).problems
 
     def close(self) -> None:
-        self._runner.run(self._backend.close())
+        for backend in self._backends:
+            self._runner.run(backend.close())
         self._runner.run(self._database.close())
         self._runner.close()
 
@@ -81,10 +84,20 @@ def test_on_sqlite(sqlite_file: Path) -> None:
     _check(Machine, 12)
 
 
+def test_on_sqlite_beside_another_process(sqlite_file: Path) -> None:
+    """Each is alone with the file for some transactions, and then finds that the other was there."""
+
+    class Machine(LedgerMachine):
+        def make_driver(self) -> Driver:
+            return StoreDriver(f"sqlite://{sqlite_file.parent}/{next(_numbers)}.db", turns=(0, 0, 0, 0, 1, 0, 1, 1, 1))
+
+    _check(Machine, 12)
+
+
 @pytest.mark.timeout(300)
 def test_on_postgres(postgres: Server) -> None:
     class Machine(LedgerMachine):
         def make_driver(self) -> Driver:
-            return StoreDriver(postgres.create_database(f"machine{next(_numbers)}"))
+            return StoreDriver(postgres.create_database(f"machine{next(_numbers)}"), turns=(0, 0, 0, 1, 0, 1, 1))
 
     _check(Machine, 8)

@@ -232,8 +232,9 @@ async def test_what_could_not_be_charged_is_not_let_in(store: Store, operator: D
 async def test_a_hold_that_cannot_be_closed_keeps_no_other_open(
     url: str, store: Store, operator: DatabasePublisher
 ) -> None:
-    for name in "ab":
-        await store.submit(reserve(charge_id=name, deadline_ms=0))
+    async with ledger(url, "another") as other:  # this one knows nothing of them
+        for name in "ab":
+            await other.submit(reserve(charge_id=name, deadline_ms=0))
     database, body = Database(url), schema.holds.c.body
 
     async def rewrite(old: str, new: str) -> None:

@@ -16,7 +16,18 @@ from tollway_serving.contract.units import METERS, charge_micro
 from tollway_serving.ledger.admit import quota_used
 from tollway_serving.ledger.ops import Cover, HoldClosed, Receipt, Refused, Reserve, Reserved, Settle
 from tollway_serving.ledger.state import State, account_subject, decode, encode, hold_from_row, key_subject
-from tollway_serving.ledger.transaction import AnyOp, EntryFacts, Expire, Result, Subject, Work, needs
+from tollway_serving.ledger.transaction import (
+    COVER_COLUMNS,
+    HOLD_COLUMNS,
+    USAGE_COLUMNS,
+    AnyOp,
+    EntryFacts,
+    Expire,
+    Result,
+    Subject,
+    Work,
+    needs,
+)
 from tollway_serving.ledger.verify import Books, Report
 
 START = 1_793_491_200_000  # the last day of October 2026, UTC
@@ -55,13 +66,13 @@ class PureDriver:
         entries = {where: EntryFacts(1, False) for where in wanted.entries}
         work = Work(self.clock, 1, subjects, holds, receipts, entries)
         results = work.run(ops)
-        self.subjects.update({row["id"]: row["state"] for row in work.subject_rows()})
-        self.holds.update({row["charge_id"]: row for row in work.opened_rows()})
+        self.subjects.update(dict(work.subject_rows()))
+        self.holds.update({row[0]: dict(zip(HOLD_COLUMNS, row, strict=True)) for row in work.opened_rows()})
         for row in work.covered_rows():
-            self.holds[row["charge_id"]].update(row)
+            self.holds[row[0]].update(zip(COVER_COLUMNS, row, strict=True))
         for name in work.ended:
             del self.holds[name]
-        self.usage.update({row["charge_id"]: row for row in work.usage})
+        self.usage.update({row[0]: dict(zip(USAGE_COLUMNS, row, strict=True)) for row in work.usage})
         return results
 
     def grant(self, account: str, micro: int) -> None:

@@ -124,7 +124,10 @@ class Limits(Entry):
 
     def binds(self) -> bool:
         """Whether anything at all is limited."""
-        return any(value is not None and value != () for value in self.__dict__.values())
+        return self.__dict__ != _UNLIMITED.__dict__
+
+
+_UNLIMITED = Limits()
 
 
 class PlanEntry(Entry):

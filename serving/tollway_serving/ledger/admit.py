@@ -6,7 +6,6 @@ Requests and tokens a minute are token buckets: N at once, refilled at N a minut
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from tollway_serving.contract.catalogue import Limits, Quota
 from tollway_serving.contract.units import METERS, Unit, affordable_units, charge_micro
@@ -14,6 +13,7 @@ from tollway_serving.ledger import messages
 from tollway_serving.ledger.ops import RateState, Refused, Reserve
 from tollway_serving.ledger.periods import period_bounds, period_key
 from tollway_serving.ledger.state import MINUTE_MS, Hold, State, level, month_used, take
+from tollway_serving.ledger.value import value
 
 MAX_DEADLINE_MS = 7 * 86_400_000
 
@@ -22,7 +22,7 @@ MOST_MICRO = 10**17
 bits, and no call is let in that could not be charged."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Scope:
     """One subject with its limits: the account by its plan, or the key by its own narrowing."""
 
@@ -41,8 +41,8 @@ def admit(scopes: tuple[Scope, ...], op: Reserve, now: int, key_subject: str | N
     """
     fixed: dict[Unit, int] = {unit: count for unit, count in op.prompt.items() if count and unit != "output_tokens"}
     fixed["requests"] = 1
-    least = op.output_tokens if op.explicit else min(op.output_minimum, op.output_tokens)
     most = op.output_tokens
+    least = most if op.explicit or op.output_minimum > most else op.output_minimum
     for scope in scopes:
         refused = _trial(scope, now) or _concurrency(scope) or _requests(scope, op, now)
         if refused is not None:
@@ -54,17 +54,19 @@ def admit(scopes: tuple[Scope, ...], op: Reserve, now: int, key_subject: str | N
             room = _quota(scope, quota, fixed, least, now)
             if isinstance(room, Refused):
                 return room
-            most = min(most, room)
+            if room < most:
+                most = room
     for scope in scopes:
         affordable = _credits(scope, fixed, least, op.prices, now)
         if isinstance(affordable, Refused):
             return affordable
-        most = min(most, affordable)
+        if affordable < most:
+            most = affordable
     fixed_tokens = fixed.get("input_tokens", 0)
     for scope in scopes:
         per_minute = scope.limits.tokens_per_minute
-        if per_minute is not None and not op.explicit:
-            most = max(least, min(most, per_minute - fixed_tokens))
+        if per_minute is not None and not op.explicit and per_minute - fixed_tokens < most:
+            most = max(least, per_minute - fixed_tokens)
     for scope in scopes:
         refused = _tokens(scope, fixed_tokens + most, now)
         if refused is not None:
@@ -114,31 +116,43 @@ def book(scopes: tuple[Scope, ...], hold: Hold, op: Reserve, now: int) -> None:
 
 def rates(scopes: tuple[Scope, ...], now: int) -> RateState:
     """What the tightest scope leaves, for the x-ratelimit-* headers; a reset is the time until a bucket is full."""
-    requests = _tightest([(s.limits.requests_per_minute, s.state.requests) for s in scopes], now)
-    tokens = _tightest([(s.limits.tokens_per_minute, s.state.tokens) for s in scopes], now)
-    if requests is None and tokens is None:
-        return RateState()
-    return RateState(*(requests or (None, None, None)), *(tokens or (None, None, None)))
+    requests: _Rate = _NO_RATE
+    tokens: _Rate = _NO_RATE
+    for scope in scopes:
+        requests = _tighter(requests, scope.limits.requests_per_minute, scope.state.requests, now)
+        tokens = _tighter(tokens, scope.limits.tokens_per_minute, scope.state.tokens, now)
+    return RateState(*requests, *tokens)
+
+
+_Rate = tuple[int | None, int | None, int | None]  # limit, left, ms until the bucket is full
+_NO_RATE: _Rate = (None, None, None)
+
+
+def _tighter(known: _Rate, limit: int | None, bucket: list[int] | None, now: int) -> _Rate:
+    if limit is None:
+        return known
+    left = level(bucket, limit, now)
+    whole = left // MINUTE_MS if left > 0 else 0
+    if known[1] is not None and known[1] <= whole:
+        return known
+    return limit, whole, -(-(limit * MINUTE_MS - left) // limit) if limit else MINUTE_MS
 
 
 def credits_left(scopes: tuple[Scope, ...], now: int) -> int | None:
     """Micro-credits that nobody has used or holds, in the tightest scope; None: no limit."""
-    left = [room for scope in scopes if (room := _credit_room(scope, now)) is not None]
-    return min(left, default=None)
-
-
-def _tightest(buckets: list[tuple[int | None, list[int] | None]], now: int) -> tuple[int, int, int] | None:
-    found = [
-        (limit, max(0, left) // MINUTE_MS, -(-(limit * MINUTE_MS - left) // limit) if limit else MINUTE_MS)
-        for limit, bucket in buckets
-        if limit is not None and ((left := level(bucket, limit, now)) is not None)
-    ]
-    return min(found, key=lambda each: each[1], default=None)
+    least = None
+    for scope in scopes:
+        room = _credit_room(scope, now)
+        if room is not None and (least is None or room < least):
+            least = room
+    return least
 
 
 def _trial(scope: Scope, now: int) -> Refused | None:
-    limits, (used, held) = scope.limits, scope.state.trial
-    begun = scope.first_key
+    limits = scope.limits
+    if limits.trial_seconds is None and limits.trial_requests is None:
+        return None
+    (used, held), begun = scope.state.trial, scope.first_key
     if limits.trial_seconds is not None and begun is not None and now >= begun + limits.trial_seconds * 1000:
         return Refused("insufficient_quota", messages.TRIAL_ENDED, _next_month(now), "trial")
     if limits.trial_requests is not None and used + held + 1 > limits.trial_requests:
@@ -184,7 +198,9 @@ def _quota(scope: Scope, quota: Quota, fixed: Mapping[Unit, int], least: int, no
     """How many output tokens the quota has room for beside the rest of the request, at least `least`."""
     units, size = METERS[quota.meter]
     settled, held = quota_used(scope.state, quota, now)
-    need = sum(fixed.get(unit, 0) for unit in units)
+    need = 0
+    for unit in units:
+        need += fixed.get(unit, 0)
     counts_output = "output_tokens" in units
     room = quota.limit * size - settled - held - need
     if room >= (least if counts_output else 0):

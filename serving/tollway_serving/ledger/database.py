@@ -27,7 +27,7 @@ REPORT_LIMIT_S = 6 * 3600.0
 BUSY_MS = 1_500
 """How long SQLite waits for another process's transaction."""
 
-_BUSY_STEP_MS = 2
+BUSY_STEP_MS = 2
 
 POSTGRES_NOW_MS = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 
@@ -131,20 +131,20 @@ def in_snapshot(connection: sa.Connection) -> None:
 
 
 def begin_writing(connection: sqlite3.Connection) -> None:
-    """BEGIN IMMEDIATE, waiting BUSY_MS at most. SQLite itself looks again after ever longer pauses (0.1 s in the end),
-    and so a process could wait for seconds beside another one that writes all the time."""
+    patiently(lambda: connection.execute("BEGIN IMMEDIATE"))
+
+
+def patiently(statement: Callable[[], T]) -> T:
+    """Runs it until the file is free, for BUSY_MS at most, on a connection whose busy_timeout is BUSY_STEP_MS. SQLite
+    itself looks again after ever longer pauses (0.1 s in the end), and so a process could wait for seconds beside
+    another one that writes all the time."""
     deadline = time.monotonic() + BUSY_MS / 1000
-    connection.execute(f"PRAGMA busy_timeout={_BUSY_STEP_MS}")
-    try:
-        while True:
-            try:
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            except sqlite3.OperationalError as error:
-                if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                    raise
-    finally:
-        connection.execute(f"PRAGMA busy_timeout={BUSY_MS}")
+    while True:
+        try:
+            return statement()
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
 
 
 def _sqlite_engine(path: Path, create: bool) -> sa.Engine:
@@ -163,8 +163,12 @@ def _sqlite_engine(path: Path, create: bool) -> sa.Engine:
         driver: Any = connection.connection.driver_connection
         if connection.get_execution_options().get("sqlite_mode") == "DEFERRED":
             driver.execute("BEGIN DEFERRED")
-        else:
+            return
+        driver.execute(f"PRAGMA busy_timeout={BUSY_STEP_MS}")
+        try:
             begin_writing(driver)
+        finally:
+            driver.execute(f"PRAGMA busy_timeout={BUSY_MS}")
 
     return engine
 

@@ -12,6 +12,7 @@ import orjson
 
 from tollway_serving.ledger.ops import Answer, Begin, Begun, Kept, NotAgain, Reserve, Settle
 from tollway_serving.ledger.state import Charge, Hold
+from tollway_serving.ledger.value import value
 
 KEEP_MS = 24 * 3_600_000
 OPEN_MS = 2 * 3_600_000
@@ -43,7 +44,7 @@ class Record:
         return self.account, self.route, self.name
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Point:
     """Change of a record: it belongs to this hold now."""
 
@@ -52,7 +53,7 @@ class Point:
     charge_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Close:
     """Change of the record of `charge_id`: `body` None: sent."""
 
@@ -63,7 +64,7 @@ class Close:
     answer: Answer | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Drop:
     """Change: the record of `charge_id`, or the one that `attempt` opened if no hold belongs to it, is gone."""
 

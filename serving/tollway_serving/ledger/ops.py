@@ -5,11 +5,12 @@ contract.units' units, money in micro-credits, times in whole milliseconds unles
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Literal
 
 from tollway_serving.contract.catalogue import Endpoint, Limits
 from tollway_serving.contract.units import Unit
+from tollway_serving.ledger.value import value
 
 RefusalCode = Literal[
     "rate_limit_exceeded",  # requests, tokens, concurrency, a quota, a trial's requests
@@ -21,7 +22,7 @@ RefusalCode = Literal[
 SettleStatus = Literal["ok", "error", "cancelled", "released"]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Repeat:
     """Which POST this is to its client: the same route and name (Idempotency-Key) again is the same POST."""
 
@@ -31,7 +32,7 @@ class Repeat:
     streamed: bool
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Answer:
     """What is kept of a whole answer (always a 200)."""
 
@@ -39,7 +40,7 @@ class Answer:
     body: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Begin:
     """Open the record of a POST with an Idempotency-Key. Whoever submits it submits a Forget in the end."""
 
@@ -51,12 +52,12 @@ class Begin:
     owner: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Begun:
     """Nobody has sent this POST yet: answer it."""
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Kept:
     """It was answered before, with this, and charged."""
 
@@ -64,14 +65,14 @@ class Kept:
     charged_micro: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class NotAgain:
     """It is being answered, was another one, or was answered with what can't be given again."""
 
     code: Literal["idempotency_in_progress", "idempotency_mismatch", "idempotency_not_replayable"]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Forget:
     """Drop the record that `attempt` opened, unless a hold or a charge belongs to it."""
 
@@ -81,7 +82,7 @@ class Forget:
     attempt: str
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserve:
     """Take what a request may need, all of it or nothing.
 
@@ -116,7 +117,7 @@ class Reserve:
     repeat: Repeat | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Cover:
     """Before output token n leaves, covered >= n is durable. Idempotent; never lowers. `prompt_tokens` once known.
     Fails with HoldClosed where the hold was closed meanwhile (past its deadline): send nothing more."""
@@ -126,7 +127,7 @@ class Cover:
     prompt_tokens: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Settle:
     """Close a hold with what was really used. Settling a closed hold again answers its first receipt.
 
@@ -151,7 +152,7 @@ class Settle:
 Op = Reserve | Cover | Settle | Begin | Forget
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class RateState:
     """The numbers of the x-ratelimit-* headers after this decision; None: no such limit."""
 
@@ -163,7 +164,7 @@ class RateState:
     reset_tokens_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Reserved:
     charge_id: str
     held_micro: int
@@ -172,7 +173,7 @@ class Reserved:
     credits_left_micro: int | None = None  # after this hold; None: no limit
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Refused:
     code: RefusalCode
     message: str  # for the client, in the contract's words
@@ -183,14 +184,14 @@ class Refused:
     rates: RateState = field(default_factory=RateState)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Stale:
     """The catalogue moved on in a way that touches this request: load `revision` and decide again."""
 
     revision: int
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Receipt:
     charge_id: str
     charged_micro: int

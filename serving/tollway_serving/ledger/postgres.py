@@ -7,6 +7,8 @@ holds, so that the others go on.
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Any
 
 import asyncpg
@@ -15,11 +17,24 @@ import orjson
 from tollway_serving.ledger import record_sql
 from tollway_serving.ledger.backend import Batch, EntryCache
 from tollway_serving.ledger.database import LIMIT_S, POSTGRES_NOW_MS
-from tollway_serving.ledger.idempotency import record_from_row
-from tollway_serving.ledger.ops import Cover, LedgerUnavailable, Receipt, Settle
+from tollway_serving.ledger.idempotency import Key, Record, record_from_row
+from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 from tollway_serving.ledger.sql import postgres_write
 from tollway_serving.ledger.state import Hold, State, account_subject, decode, encode, hold_from_row
-from tollway_serving.ledger.transaction import AnyOp, Expire, Needs, Row, Subject, Work, entry_facts, needs
+from tollway_serving.ledger.transaction import (
+    COVER_COLUMNS,
+    HOLD_COLUMNS,
+    ROLLUP_COLUMNS,
+    SUBJECT_COLUMNS,
+    USAGE_COLUMNS,
+    AnyOp,
+    Needs,
+    Row,
+    Subject,
+    Work,
+    entry_facts,
+    needs,
+)
 
 SESSION = {
     "application_name": "tollway-ledger",
@@ -30,12 +45,13 @@ SESSION = {
 }
 
 _REVISION = "select value from tollway_meta where name = 'catalogue_revision'"
-_SUBJECTS_OF = "select charge_id, account, key_subject from tollway_holds where charge_id = any($1::text[])"
+_HOLDS = "select * from tollway_holds where charge_id = any($1::text[])"
 _LOCK = "select id, state, first_key_ms from tollway_subjects where id = any($1::text[]) order by id for update"
 _CREATE = """insert into tollway_subjects (id, state) select name, $2 from unnest($1::text[]) as name order by name
 on conflict (id) do nothing"""
 _READ = f"""select {POSTGRES_NOW_MS} as now, ({_REVISION}) as revision,
-(select json_agg(h) from tollway_holds h where charge_id = any($1::text[])) as holds,
+(select json_agg(json_build_array(charge_id, covered_output, covered_prompt)) from tollway_holds
+  where charge_id = any($1::text[])) as holds,
 (select json_agg(json_build_array(c.kind, c.id, c.revision, c.deleted, c.body)) from tollway_catalogue c
   join unnest($2::text[], $3::text[]) as w(kind, id) on c.kind = w.kind and c.id = w.id) as entries"""  # noqa: S608
 _ENTRIES = """select json_agg(json_build_array(c.kind, c.id, c.revision, c.deleted, c.body)) from tollway_catalogue c
@@ -56,7 +72,7 @@ class PostgresBackend:
         self._connection: asyncpg.Connection | None = None
         self._poller: asyncpg.Connection | None = None
         self._entries = EntryCache()
-        self._subjects_of: dict[str, tuple[str, str | None]] = {}
+        self._holds: dict[str, Hold] = {}  # what is known of open ones; only their coverage ever changes
 
     async def connect(self) -> None:
         self._connection = await self._usable(self._connection)
@@ -114,7 +130,13 @@ class PostgresBackend:
     async def _attempt(self, connection: Any, ops: Sequence[AnyOp]) -> Batch | None:
         """None: subjects were missing and are there now, or a hold turned up whose subjects were not locked."""
         wanted = needs(ops)
-        await self._find_subjects(connection, wanted)
+        await self._find_holds(connection, (wanted.charges - wanted.opening) - self._holds.keys())
+        for charge_id in wanted.charges:
+            hold = self._holds.get(charge_id)
+            if hold is not None:
+                wanted.subjects.add(account_subject(hold.account))
+                if hold.key_subject is not None:
+                    wanted.subjects.add(hold.key_subject)
         names = sorted(wanted.subjects)
         await connection.execute("begin")
         rows = await connection.fetch(_LOCK, names) if names else []
@@ -125,57 +147,60 @@ class PostgresBackend:
             await connection.execute(_CREATE, [name for name in names if name not in found], encode(State()))
             return None
         subjects = {row["id"]: Subject(decode(row["state"]), row["first_key_ms"]) for row in rows}
-        work = await self._read(connection, wanted, subjects)
-        surprises = [hold for hold in work.holds.values() if not subjects.keys() >= set(_names(hold))]
+        row = await self._read(connection, wanted)
+        coverage = {charge_id: covered for charge_id, *covered in orjson.loads(row["holds"] or "[]")}
+        surprises = coverage.keys() - self._holds.keys()
         if surprises:
             await connection.execute("rollback")
-            self._subjects_of.update({hold.charge_id: (hold.account, hold.key_subject) for hold in surprises})
+            await self._find_holds(connection, surprises)
             return None
+        holds = {charge_id: _covered(self._holds[charge_id], *covered) for charge_id, covered in coverage.items()}
+        closed, records = await self._read_rarer(connection, wanted, wanted.closing - holds.keys())
+        revision = int(row["revision"])
+        work = Work(int(row["now"]), revision, subjects, holds, closed, self._entries.facts, records)
         results = work.run(ops)
         await self._write(connection, work)
         await connection.execute("commit")
-        self._remember(ops, work)
-        return Batch(results, work.revision)
-
-    async def _find_subjects(self, connection: Any, wanted: Needs) -> None:
-        """Holds never change subjects, so what is known of them can be read before the locks."""
-        unknown = [charge_id for charge_id in wanted.closing if charge_id not in self._subjects_of]
-        unknown += [charge_id for charge_id in wanted.covering if charge_id not in self._subjects_of]
-        if unknown:
-            for row in await connection.fetch(_SUBJECTS_OF, unknown):
-                self._subjects_of[row["charge_id"]] = (row["account"], row["key_subject"])
         for charge_id in wanted.charges:
-            known = self._subjects_of.get(charge_id)
-            if known is not None:
-                wanted.subjects.add(account_subject(known[0]))
-                if known[1] is not None:
-                    wanted.subjects.add(known[1])
+            if charge_id in holds:
+                self._holds[charge_id] = holds[charge_id]
+            else:
+                self._holds.pop(charge_id, None)
+        return Batch(results, revision)
 
-    async def _read(self, connection: Any, wanted: Needs, subjects: dict[str, Subject]) -> Work:
+    async def _find_holds(self, connection: Any, charges: AbstractSet[str]) -> None:
+        """Holds never change subjects, so what is known of them can be read before the locks."""
+        for row in await connection.fetch(_HOLDS, list(charges)) if charges else ():
+            self._holds[row["charge_id"]] = hold_from_row(row)
+
+    async def _read(self, connection: Any, wanted: Needs) -> Any:
+        """The row of _READ; afterwards the catalogue's entries are those of its revision."""
         missing = self._entries.missing(self._entries.revision, wanted.entries)
         row = await connection.fetchrow(
             _READ, list(wanted.charges), [kind for kind, _ in missing], [entry_id for _, entry_id in missing]
         )
-        revision = int(row["revision"])
-        entries = row["entries"]
+        revision, entries = int(row["revision"]), row["entries"]
         if revision != self._entries.revision:
             missing = self._entries.missing(revision, wanted.entries)
             entries = await connection.fetchval(_ENTRIES, [kind for kind, _ in missing], [name for _, name in missing])
         self._put_entries(missing, entries)
-        holds = {each["charge_id"]: hold_from_row(each) for each in orjson.loads(row["holds"] or "[]")}
-        closed = {}
-        gone = [charge_id for charge_id in wanted.closing if charge_id not in holds]
-        for receipt in await connection.fetch(_RECEIPTS, gone) if gone else ():
+        return row
+
+    @staticmethod
+    async def _read_rarer(
+        connection: Any, wanted: Needs, gone: AbstractSet[str]
+    ) -> tuple[dict[str, Receipt], dict[Key, Record]]:
+        closed, records = {}, {}
+        for receipt in await connection.fetch(_RECEIPTS, list(gone)) if gone else ():
             charge_id, charged, overrun, counts = receipt
             closed[charge_id] = Receipt(charge_id, charged, overrun, orjson.loads(counts))
-        records = {}
         text, names = record_sql.POSTGRES["read"]
         for key in wanted.records:
             parameters = record_sql.read_parameters(key)
             found = await connection.fetchrow(text, *(parameters[name] for name in names))
             if found is not None:
                 records[key] = record_from_row(found)
-        return Work(int(row["now"]), revision, subjects, holds, closed, self._entries.facts, records)
+        return closed, records
 
     def _put_entries(self, missing: Iterable[tuple[str, str]], text: str | None) -> None:
         found = {(kind, name): rest for kind, name, *rest in orjson.loads(text or "[]")}
@@ -186,27 +211,25 @@ class PostgresBackend:
     @staticmethod
     async def _write(connection: Any, work: Work) -> None:
         if work.changed or work.covered:
-            rows = (work.subject_rows(), work.opened_rows(), work.covered_rows(), work.rollup_rows(), work.usage)
-            await connection.execute(_WRITE, *(_json(each) for each in rows), work.ended)
+            rows = (
+                _json(SUBJECT_COLUMNS, work.subject_rows()),
+                _json(HOLD_COLUMNS, work.opened_rows()),
+                _json(COVER_COLUMNS, work.covered_rows()),
+                _json(ROLLUP_COLUMNS, work.rollup_rows()),
+                _json(USAGE_COLUMNS, work.usage),
+            )
+            await connection.execute(_WRITE, *rows, work.ended)
         for change in work.record_changes:
             name, parameters = record_sql.change(change)
             text, names = record_sql.POSTGRES[name]
             await connection.execute(text, *(parameters[each] for each in names))
 
-    def _remember(self, ops: Sequence[AnyOp], work: Work) -> None:
-        for charge_id, hold in work.opened.items():
-            self._subjects_of[charge_id] = (hold.account, hold.key_subject)
-        for charge_id in work.closed:
-            self._subjects_of.pop(charge_id, None)
-        for op in ops:
-            if isinstance(op, Cover | Settle | Expire) and op.charge_id not in work.holds:
-                self._subjects_of.pop(op.charge_id, None)
+
+def _json(columns: tuple[str, ...], rows: list[Row]) -> str:
+    return orjson.dumps([dict(zip(columns, row, strict=True)) for row in rows]).decode()
 
 
-def _json(rows: list[Row]) -> str:
-    return orjson.dumps(rows).decode() if rows else "[]"
-
-
-def _names(hold: Hold) -> tuple[str, ...]:
-    account = account_subject(hold.account)
-    return (account,) if hold.key_subject is None else (account, hold.key_subject)
+def _covered(hold: Hold, output: int, prompt: int | None) -> Hold:
+    if (output, prompt) == (hold.covered_output, hold.covered_prompt):
+        return hold
+    return replace(hold, covered_output=output, covered_prompt=prompt)

@@ -11,12 +11,15 @@ from tollway_serving.ledger.state import Charge, Hold, State
 def settle(account: State, hold: Hold, op: Settle) -> Charge:
     """The charge is the smaller of what was used and what was held; the rest is overrun. Raises ValueError for counts
     that are negative or of no known unit."""
+    counts: dict[Unit, int] = {}
     for unit, count in op.counts.items():
         if unit not in UNITS or count < 0:
             raise ValueError(f"count of {unit!r} is {count}")
-    released = op.status == "released"
-    requests = 0 if released else counts_as_request(op.status, op.counts)
-    counts: dict[Unit, int] = {} if released else {unit: n for unit, n in op.counts.items() if n and unit != "requests"}
+        if count and unit != "requests":
+            counts[unit] = count
+    if op.status == "released":
+        counts = {}
+    requests = counts_as_request(op.status, counts)
     if requests:
         counts["requests"] = 1
     used = charge_micro(counts, hold.prices)
@@ -33,10 +36,9 @@ def settle(account: State, hold: Hold, op: Settle) -> Charge:
 
 def counts_as_request(status: SettleStatus, counts: Mapping[Unit, int]) -> int:
     """A successful request is one that was answered, or that its client left after something had been made of it."""
-    if status == "ok":
-        return 1
-    made = any(count for unit, count in counts.items() if unit not in ("requests", "input_tokens"))
-    return int(status == "cancelled" and made)
+    if status != "cancelled":
+        return int(status == "ok")
+    return int(any(count for unit, count in counts.items() if unit not in ("requests", "input_tokens")))
 
 
 def last_known(hold: Hold) -> Settle:

@@ -1,14 +1,17 @@
 """The ledger's hot path on SQLite: one writer thread with one connection of its own; used by `store`.
 
 WAL with synchronous=FULL: a commit survives a power loss. The clock is the host's, which all processes that can open
-the file share.
+the file share. A statement gives the interpreter's lock away several times, and each time may wake the event loop's
+thread: so a transaction has few of them, and reads only what the ones before it have not left in memory.
 """
 
 import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -16,31 +19,46 @@ from urllib.parse import quote
 
 import orjson
 
-from tollway_serving.ledger import record_sql, schema
+from tollway_serving.ledger import record_sql
 from tollway_serving.ledger.backend import Batch, EntryCache
-from tollway_serving.ledger.database import PRAGMAS, begin_writing
+from tollway_serving.ledger.database import BUSY_STEP_MS, PRAGMAS, begin_writing, patiently
 from tollway_serving.ledger.idempotency import record_from_row
 from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
-from tollway_serving.ledger.sql import sqlite_insert, sqlite_upsert_rollup, sqlite_upsert_subject
-from tollway_serving.ledger.state import State, account_subject, decode, hold_from_row
-from tollway_serving.ledger.transaction import AnyOp, EntryFacts, Subject, Work, entry_facts, needs
+from tollway_serving.ledger.sql import sqlite_insert
+from tollway_serving.ledger.state import Hold, State, account_subject, decode, hold_from_row
+from tollway_serving.ledger.transaction import AnyOp, EntryFacts, Row, Subject, Work, entry_facts, needs
 
 _Job = tuple[Callable[[], Any], "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
 _REVISION = "select value from tollway_meta where name = 'catalogue_revision'"
-_HOLD = "select * from tollway_holds where charge_id = ?"
-_SUBJECT = "select state, first_key_ms from tollway_subjects where id = ?"
-_RECEIPT = "select charged_micro, overrun_micro, counts from tollway_usage where charge_id = ?"
+_LISTED = "(select value from json_each(?))"
+_HOLDS = f"select * from tollway_holds where charge_id in {_LISTED}"  # noqa: S608 - no values, like the next ones
+_SUBJECTS = f"select id, state, first_key_ms from tollway_subjects where id in {_LISTED}"  # noqa: S608
+_RECEIPTS = f"select charge_id, charged_micro, overrun_micro, counts from tollway_usage where charge_id in {_LISTED}"  # noqa: S608
 _ENTRY = "select revision, deleted, body from tollway_catalogue where kind = ? and id = ?"
-_COVER = (
-    "update tollway_holds set covered_output = :covered_output, covered_prompt = :covered_prompt"
-    " where charge_id = :charge_id"
-)
-_END = "delete from tollway_holds where charge_id = ?"
-_SUBJECT_UPSERT = sqlite_upsert_subject()
-_OPEN = sqlite_insert(schema.holds)
-_USAGE = sqlite_insert(schema.usage)
-_ROLLUP = sqlite_upsert_rollup()
+_COVER = "update tollway_holds set covered_output = ?2, covered_prompt = ?3 where charge_id = ?1"
+_END = f"delete from tollway_holds where charge_id in {_LISTED}"  # noqa: S608
+
+_ROWS_AT_ONCE = 32  # each number up to it is a statement of its own, prepared once
+_REMEMBERED = 4_000  # subjects, and as many holds: some tens of megabytes
+
+
+@dataclass(slots=True)
+class _Memory:
+    """What the transactions of one connection have read and written so far, as it is in the file.
+
+    It is right while `version` is SQLite's data_version, which any commit of another connection changes, and is thrown
+    away with whatever was not committed. The subjects of a remembered hold are remembered, too.
+    """
+
+    version: int
+    revision: int
+    subjects: dict[str, Subject] = field(default_factory=dict)
+    holds: dict[str, Hold] = field(default_factory=dict)
+
+    @property
+    def full(self) -> bool:
+        return len(self.subjects) > _REMEMBERED or len(self.holds) > _REMEMBERED
 
 
 class SqliteBackend:
@@ -50,6 +68,7 @@ class SqliteBackend:
         self._path = path
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._connection: sqlite3.Connection | None = None
+        self._memory: _Memory | None = None
         self._entries = EntryCache()
         self._thread: threading.Thread | None = None
 
@@ -70,7 +89,7 @@ class SqliteBackend:
         return batch
 
     async def poll(self) -> int:
-        return int(await self._call(lambda: self._connected().execute(_REVISION).fetchone()[0]))
+        return int(await self._call(lambda: patiently(lambda: _one(self._connected(), _REVISION))))
 
     async def _call(self, function: Callable[[], Any]) -> Any:
         loop = asyncio.get_running_loop()
@@ -106,10 +125,10 @@ class SqliteBackend:
         if self._connection is None:
             # mode=rw: a missing file is an error, never a new and empty ledger.
             connection = sqlite3.connect(
-                f"file:{quote(str(self._path))}?mode=rw", uri=True, isolation_level=None, cached_statements=64
+                f"file:{quote(str(self._path))}?mode=rw", uri=True, isolation_level=None, cached_statements=256
             )
             try:
-                for pragma in PRAGMAS:
+                for pragma in (*PRAGMAS, f"busy_timeout={BUSY_STEP_MS}"):
                     connection.execute(f"PRAGMA {pragma}")
             except sqlite3.Error:
                 connection.close()
@@ -120,7 +139,7 @@ class SqliteBackend:
 
     def _disconnect(self) -> None:
         if self._connection is not None:
-            connection, self._connection = self._connection, None
+            connection, self._connection, self._memory = self._connection, None, None
             connection.close()
 
     def _transact(self, ops: Sequence[AnyOp]) -> Batch:
@@ -129,61 +148,81 @@ class SqliteBackend:
         try:
             work = self._load(connection, ops)
             results = work.run(ops)
-            self._write(connection, work)
+            for text, parameters in _statements(work):
+                connection.execute(text, parameters)
             connection.execute("COMMIT")
         except BaseException:
+            self._memory = None
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
         return Batch(results, work.revision)
 
+    def _remembered(self, connection: sqlite3.Connection) -> _Memory:
+        """Asked within the transaction: nobody else commits before its end."""
+        version, memory = _one(connection, "PRAGMA data_version"), self._memory
+        if memory is None or memory.version != version or memory.full:
+            memory = self._memory = _Memory(version, _one(connection, _REVISION))
+        return memory
+
     def _load(self, connection: sqlite3.Connection, ops: Sequence[AnyOp]) -> Work:
-        wanted = needs(ops)
-        now = time.time_ns() // 1_000_000
-        revision = int(connection.execute(_REVISION).fetchone()[0])
-        names, holds, closed = wanted.subjects, {}, {}
-        for charge_id in wanted.charges:
-            row = connection.execute(_HOLD, (charge_id,)).fetchone()
-            if row is not None:
-                hold = holds[charge_id] = hold_from_row(row)
-                names.add(account_subject(hold.account))
+        wanted, now = needs(ops), time.time_ns() // 1_000_000
+        memory, closed, records = self._remembered(connection), {}, {}
+        unknown = wanted.charges - memory.holds.keys()
+        if unknown:
+            for row in connection.execute(_HOLDS, (_list(unknown),)):
+                hold = memory.holds[row["charge_id"]] = hold_from_row(row)
+                wanted.subjects.add(account_subject(hold.account))
                 if hold.key_subject is not None:
-                    names.add(hold.key_subject)
-            elif charge_id in wanted.closing:
-                receipt = connection.execute(_RECEIPT, (charge_id,)).fetchone()
-                if receipt is not None:
-                    closed[charge_id] = Receipt(charge_id, receipt[0], receipt[1], orjson.loads(receipt[2]))
-        subjects = {}
-        for name in names:
-            row = connection.execute(_SUBJECT, (name,)).fetchone()
-            subjects[name] = Subject(State(), None) if row is None else Subject(decode(row[0]), row[1])
-        for kind, entry_id in self._entries.missing(revision, wanted.entries):
+                    wanted.subjects.add(hold.key_subject)
+            gone = wanted.closing - memory.holds.keys()
+            for charge_id, charged, overrun, counts in connection.execute(_RECEIPTS, (_list(gone),)) if gone else ():
+                closed[charge_id] = Receipt(charge_id, charged, overrun, orjson.loads(counts))
+        missing = wanted.subjects - memory.subjects.keys()
+        if missing:
+            memory.subjects.update({name: Subject(State(), None) for name in missing})
+            for name, state, first_key_ms in connection.execute(_SUBJECTS, (_list(missing),)):
+                memory.subjects[name] = Subject(decode(state), first_key_ms)
+        for kind, entry_id in self._entries.missing(memory.revision, wanted.entries):
             row = connection.execute(_ENTRY, (kind, entry_id)).fetchone()
             facts: EntryFacts | None = None if row is None else entry_facts(kind, row[0], row[1], row[2])
             self._entries.put(kind, entry_id, facts)
-        records = {}
         for key in wanted.records:
             row = connection.execute(record_sql.SQLITE["read"], record_sql.read_parameters(key)).fetchone()
             if row is not None:
                 records[key] = record_from_row(row)
-        return Work(now, revision, subjects, holds, closed, self._entries.facts, records)
+        return Work(now, memory.revision, memory.subjects, memory.holds, closed, self._entries.facts, records)
 
-    @staticmethod
-    def _write(connection: sqlite3.Connection, work: Work) -> None:
-        if work.changed:
-            connection.executemany(_SUBJECT_UPSERT, work.subject_rows())
-        if work.opened:
-            connection.executemany(_OPEN, work.opened_rows())
-        if work.covered:
-            connection.executemany(_COVER, work.covered_rows())
-        if work.ended:
-            connection.executemany(_END, [(charge_id,) for charge_id in work.ended])
-        if work.usage:
-            connection.executemany(_USAGE, work.usage)
-            connection.executemany(_ROLLUP, work.rollup_rows())
-        for change in work.record_changes:
-            name, parameters = record_sql.change(change)
-            connection.execute(record_sql.SQLITE[name], parameters)
+
+def _statements(work: Work) -> list[tuple[str, Any]]:
+    """All made before the first is executed: see the module."""
+    made = [
+        *_inserts("subjects", work.subject_rows()),
+        *_inserts("opened", work.opened_rows()),
+        *_inserts("usage", work.usage),
+        *_inserts("rollups", work.rollup_rows()),
+        *((_COVER, row) for row in work.covered_rows()),
+    ]
+    if work.ended:
+        made.append((_END, (_list(work.ended),)))
+    for change in work.record_changes:
+        name, parameters = record_sql.change(change)
+        made.append((record_sql.SQLITE[name], parameters))
+    return made
+
+
+def _inserts(what: str, rows: list[Row]) -> Iterator[tuple[str, Any]]:
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[first : first + _ROWS_AT_ONCE]
+        yield sqlite_insert(what, len(part)), list(chain.from_iterable(part))
+
+
+def _list(ids: Iterable[str]) -> str:
+    return orjson.dumps(list(ids)).decode()
+
+
+def _one(connection: sqlite3.Connection, question: str) -> int:
+    return int(connection.execute(question).fetchone()[0])
 
 
 def _finish(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:

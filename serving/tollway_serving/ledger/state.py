@@ -14,6 +14,7 @@ from tollway_serving.contract.catalogue import Limits
 from tollway_serving.contract.units import Unit
 from tollway_serving.ledger.ops import Repeat
 from tollway_serving.ledger.periods import period_keys
+from tollway_serving.ledger.value import value
 
 MINUTE_MS = 60_000
 """A bucket's level is in 1/60,000 of a request or token: a limit of N a minute then refills N of them a millisecond."""
@@ -37,7 +38,7 @@ class State:
     trial: list[int] = field(default_factory=lambda: [0, 0])  # an account's successful requests ever, held
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Hold:
     """What one request has taken. `counts` has all of it, the output granted included."""
 
@@ -67,7 +68,7 @@ class Hold:
         return self.counts.get("input_tokens", 0) + self.counts.get("output_tokens", 0)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Charge:
     """How a hold ends."""
 
@@ -122,7 +123,8 @@ def level(bucket: list[int] | None, per_minute: int, now: int) -> int:
     full = per_minute * MINUTE_MS
     if bucket is None:
         return full
-    return min(full, bucket[0] + max(0, now - bucket[1]) * per_minute)
+    refilled = bucket[0] + (now - bucket[1]) * per_minute if now > bucket[1] else bucket[0]
+    return refilled if refilled < full else full
 
 
 def take(
@@ -142,10 +144,16 @@ def take(
     if tokens_per_minute is not None:
         state.tokens = [level(state.tokens, tokens_per_minute, now) - hold.tokens * MINUTE_MS, now]
     keys = period_keys(now)
-    _add(state.counts, keys, hold.model_id, hold.counts, 1)
+    for key in keys:
+        units = _units(state, key, hold.model_id)
+        for unit, count in hold.counts.items():
+            if unit in units:
+                units[unit][1] += count
+            else:
+                units[unit] = [0, count]
     if len(state.counts) > len(keys):
         _prune(state, keys)
-    state.credits.setdefault(keys[2], [0, 0])[1] += hold.micro if is_key else hold.micro - hold.topup
+    _month(state, keys[2])[1] += hold.micro if is_key else hold.micro - hold.topup
     if not is_key:
         state.topup[2] += hold.topup
         state.trial[1] += hold.counts.get("requests", 0)
@@ -158,13 +166,14 @@ def give_back(state: State, hold: Hold, charge: Charge, now: int, *, is_key: boo
     state.open -= 1
     state.pace = (state.pace * 7 + max(0, now - hold.created)) // 8
     keys = period_keys(hold.created)
-    _add(state.counts, keys, hold.model_id, hold.counts, -1)
-    for unit, count in hold.counts.items():
-        used = min(count, charge.requests if unit == "requests" else charge.counts.get(unit, 0))
-        if used:
-            for key in keys:
-                state.counts[key][hold.model_id][unit][0] += used
-    month = state.credits.setdefault(keys[2], [0, 0])
+    ended = [(unit, min(count, charge.counts.get(unit, 0)), count) for unit, count in hold.counts.items()]
+    for key in keys:
+        units = _units(state, key, hold.model_id)
+        for unit, used, count in ended:
+            pair = units.get(unit) or units.setdefault(unit, [0, 0])
+            pair[0] += used
+            pair[1] -= count
+    month = _month(state, keys[2])
     month[0] += charged
     month[1] -= held
     if not is_key:
@@ -184,12 +193,21 @@ def month_used(state: State, now: int) -> tuple[int, int]:
     return settled, held
 
 
-def _add(counts: Counts, keys: tuple[str, ...], model: str, amounts: Mapping[Unit, int], sign: int) -> None:
-    for key in keys:
-        units = counts.setdefault(key, {}).setdefault(model, {})
-        for unit, amount in amounts.items():
-            if amount:
-                units.setdefault(unit, [0, 0])[1] += sign * amount
+def _units(state: State, key: str, model: str) -> dict[str, list[int]]:
+    models = state.counts.get(key)
+    if models is None:
+        models = state.counts[key] = {}
+    units = models.get(model)
+    if units is None:
+        units = models[model] = {}
+    return units
+
+
+def _month(state: State, month: str) -> list[int]:
+    pair = state.credits.get(month)
+    if pair is None:
+        pair = state.credits[month] = [0, 0]
+    return pair
 
 
 def _prune(state: State, current: tuple[str, ...]) -> None:

@@ -43,14 +43,17 @@ from tollway_serving.ledger.state import (
     key_subject,
     repeat_to_text,
 )
+from tollway_serving.ledger.value import value
 
 QUARTER_MS = 900_000
 
-Row = dict[str, Any]
+Row = tuple[Any, ...]
+"""As a table's columns are listed at the end of this module."""
+
 Result = Reserved | Refused | Stale | Receipt | Begun | Kept | NotAgain | Exception | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Expire:
     """The reaper's: close this hold by what is last known of it. Only the stores make one."""
 
@@ -60,7 +63,7 @@ class Expire:
 AnyOp = Reserve | Cover | Settle | Begin | Forget | Expire
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class EntryFacts:
     """What a reserve checks of a catalogue row again."""
 
@@ -76,14 +79,14 @@ class Subject:
     first_key_ms: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Needs:
     """Ids of the rows that some operations touch. A hold among `charges` brings its own subjects."""
 
     subjects: set[str]
     charges: set[str]
+    opening: set[str]  # those of `charges` that no hold has yet, unless these operations are tried again
     closing: set[str]  # those of `charges` whose receipt is wanted where there is no hold any more
-    covering: set[str]
     entries: set[tuple[str, str]]
     records: set[Key]
 
@@ -91,29 +94,25 @@ class Needs:
 def needs(ops: Iterable[AnyOp]) -> Needs:
     found = Needs(set(), set(), set(), set(), set(), set())
     for op in ops:
-        if isinstance(op, Begin | Forget):
+        if isinstance(op, Reserve):
+            found.charges.add(op.charge_id)
+            found.opening.add(op.charge_id)
+            if op.replaces is not None:
+                found.charges.add(op.replaces)
+            found.subjects.add(account_subject(op.account))
+            if (key := key_subject(op.key_uid, op.key_id, op.key_limits)) is not None:
+                found.subjects.add(key)
+            found.entries.update((("key", op.key_sha256), ("plan", op.plan), ("model", op.model_id)))
+        elif isinstance(op, Begin | Forget):
             # The account's row is also the lock of its records.
             found.subjects.add(account_subject(op.account))
             if isinstance(op, Begin):
                 found.records.add((op.account, op.route, op.name))
-            continue
-        found.charges.add(op.charge_id)
-        if isinstance(op, Settle | Expire):
-            found.closing.add(op.charge_id)
-        elif isinstance(op, Cover):
-            found.covering.add(op.charge_id)
-        if isinstance(op, Reserve):
-            found.subjects.add(account_subject(op.account))
-            if (key := _key_subject(op)) is not None:
-                found.subjects.add(key)
-            if op.replaces is not None:
-                found.charges.add(op.replaces)
-            found.entries.update((("key", op.key_sha256), ("plan", op.plan), ("model", op.model_id)))
+        else:
+            found.charges.add(op.charge_id)
+            if not isinstance(op, Cover):
+                found.closing.add(op.charge_id)
     return found
-
-
-def _key_subject(op: Reserve) -> str | None:
-    return key_subject(op.key_uid, op.key_id, op.key_limits)
 
 
 def entry_facts(kind: str, revision: int, deleted: int, body: str) -> EntryFacts:
@@ -138,9 +137,9 @@ class Work:
     opened: dict[str, Hold] = field(default_factory=dict)
     covered: dict[str, Hold] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
-    usage: list[Row] = field(default_factory=list)
+    usage: list[Row] = field(default_factory=list)  # USAGE_COLUMNS
     record_changes: list[Change] = field(default_factory=list)  # in their order
-    _rollups: dict[tuple[object, ...], Row] = field(default_factory=dict)
+    _rollups: dict[Row, list[int]] = field(default_factory=dict)  # ROLLUP_KEY: ROLLUP_SUMS
 
     def run(self, ops: Sequence[AnyOp]) -> list[Result]:
         """In their order. An operation that is wrong in itself answers its exception and changes nothing."""
@@ -168,7 +167,7 @@ class Work:
 
     def _reserve(self, op: Reserve) -> Reserved | Refused | Stale:
         account = self.subjects[account_subject(op.account)]
-        narrowing = _key_subject(op)
+        narrowing = key_subject(op.key_uid, op.key_id, op.key_limits)
         known = self.holds.get(op.charge_id)
         now = max(self.now, account.state.clock)
         if narrowing is not None:
@@ -286,82 +285,88 @@ class Work:
 
     def _record(self, hold: Hold, op: Settle, charge: Charge, now: int) -> None:
         self.usage.append(
-            {
-                "charge_id": hold.charge_id,
-                "request_id": hold.request_id,
-                "created_ms": hold.created,
-                "settled_ms": now,
-                "account": hold.account,
-                "key_id": hold.key_id,
-                "key_subject": hold.key_subject,
-                "plan": hold.plan,
-                "endpoint": hold.endpoint,
-                "model_id": hold.model_id,
-                "revision": hold.revision,
-                "status": op.status,
-                "http_status": op.http_status,
-                "error_code": op.error_code,
-                "estimated": int(op.estimated),
-                "duration_ms": op.duration_ms,
-                "first_token_ms": op.first_token_ms,
-                "fallback_from": op.fallback_from,
-                "fallback_depth": op.fallback_depth,
-                "held_micro": hold.micro,
-                "charged_micro": charge.micro,
-                "topup_micro": charge.topup,
-                "overrun_micro": charge.overrun,
-                "held": orjson.dumps(hold.counts).decode(),
-                "counts": orjson.dumps(charge.counts).decode(),
-                "prices": orjson.dumps(hold.prices).decode(),
-            }
+            (
+                hold.charge_id,
+                hold.request_id,
+                hold.created,
+                now,
+                hold.account,
+                hold.key_id,
+                hold.key_subject,
+                hold.plan,
+                hold.endpoint,
+                hold.model_id,
+                hold.revision,
+                op.status,
+                op.http_status,
+                op.error_code,
+                int(op.estimated),
+                op.duration_ms,
+                op.first_token_ms,
+                op.fallback_from,
+                op.fallback_depth,
+                hold.micro,
+                charge.micro,
+                charge.topup,
+                charge.overrun,
+                orjson.dumps(hold.counts).decode(),
+                orjson.dumps(charge.counts).decode(),
+                orjson.dumps(hold.prices).decode(),
+            )
         )
         quarter = hold.created - hold.created % QUARTER_MS
         dimensions = (hold.account, quarter, hold.key_id, hold.model_id, hold.endpoint, op.status)
-        row: Row | None = self._rollups.get(dimensions)
-        if row is None:
-            row = dict(zip(ROLLUP_KEY, dimensions, strict=True))
-            row.update(dict.fromkeys(ROLLUP_SUMS, 0))
-            self._rollups[dimensions] = row
-        row["calls"] += 1
-        row["charged_micro"] += charge.micro
-        row["topup_micro"] += charge.topup
-        row["overrun_micro"] += charge.overrun
+        sums = self._rollups.get(dimensions)
+        if sums is None:
+            sums = self._rollups[dimensions] = [0] * len(ROLLUP_SUMS)
+        sums[0] += 1
+        sums[1] += charge.micro
+        sums[2] += charge.topup
+        sums[3] += charge.overrun
         for unit, count in charge.counts.items():
-            row[unit] += count
+            sums[_SUM_OF[unit]] += count
 
     def subject_rows(self) -> list[Row]:
-        return [{"id": name, "state": encode(self.subjects[name].state)} for name in sorted(self.changed)]
+        return [(name, encode(self.subjects[name].state)) for name in sorted(self.changed)]
 
     def opened_rows(self) -> list[Row]:
         return [
-            {
-                "charge_id": hold.charge_id,
-                "account": hold.account,
-                "key_subject": hold.key_subject,
-                "owner": hold.owner,
-                "model_id": hold.model_id,
-                "deadline_ms": hold.deadline,
-                "covered_output": hold.covered_output,
-                "covered_prompt": hold.covered_prompt,
-                "body": hold_to_json(hold),
-                "idempotency": repeat_to_text(hold.repeat),
-            }
+            (
+                hold.charge_id,
+                hold.account,
+                hold.key_subject,
+                hold.owner,
+                hold.model_id,
+                hold.deadline,
+                hold.covered_output,
+                hold.covered_prompt,
+                hold_to_json(hold),
+                repeat_to_text(hold.repeat),
+            )
             for hold in self.opened.values()
         ]
 
     def covered_rows(self) -> list[Row]:
-        return [
-            {
-                "charge_id": hold.charge_id,
-                "covered_output": hold.covered_output,
-                "covered_prompt": hold.covered_prompt,
-            }
-            for hold in self.covered.values()
-        ]
+        return [(hold.charge_id, hold.covered_output, hold.covered_prompt) for hold in self.covered.values()]
 
     def rollup_rows(self) -> list[Row]:
-        return list(self._rollups.values())
+        return [(*dimensions, *sums) for dimensions, sums in self._rollups.items()]
 
 
+# What `Work` gives rows of, column by column.
+SUBJECT_COLUMNS = ("id", "state")
+HOLD_COLUMNS = (
+    *("charge_id", "account", "key_subject", "owner", "model_id", "deadline_ms"),
+    *("covered_output", "covered_prompt", "body", "idempotency"),
+)
+COVER_COLUMNS = ("charge_id", "covered_output", "covered_prompt")
+USAGE_COLUMNS = (
+    *("charge_id", "request_id", "created_ms", "settled_ms", "account", "key_id", "key_subject", "plan", "endpoint"),
+    *("model_id", "revision", "status", "http_status", "error_code", "estimated", "duration_ms", "first_token_ms"),
+    *("fallback_from", "fallback_depth", "held_micro", "charged_micro", "topup_micro", "overrun_micro"),
+    *("held", "counts", "prices"),
+)
 ROLLUP_KEY = ("account", "quarter_ms", "key_id", "model_id", "endpoint", "status")
 ROLLUP_SUMS = ("calls", "charged_micro", "topup_micro", "overrun_micro", *UNITS)
+ROLLUP_COLUMNS = (*ROLLUP_KEY, *ROLLUP_SUMS)
+_SUM_OF = {name: place for place, name in enumerate(ROLLUP_SUMS)}
