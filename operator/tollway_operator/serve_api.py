@@ -105,7 +105,7 @@ class ServeApi:
                 timeout=aiohttp.ClientTimeout(total=timeout),
                 allow_redirects=False,
             ) as response:
-                answer = await response.content.read(_ANSWER_LIMIT)
+                answer = await _whole(response)
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = str(error) or type(error).__name__
@@ -118,6 +118,16 @@ class ServeApi:
         if 400 <= status < 500:
             raise Refused(words)
         raise Unreachable(f"the Serve REST API at {self._address} answers HTTP {status}: {words}")
+
+
+async def _whole(response: aiohttp.ClientResponse) -> bytes:
+    """All of an answer, in its parts as they come; not more than _ANSWER_LIMIT."""
+    answer = bytearray()
+    async for part in response.content.iter_any():
+        answer += part
+        if len(answer) > _ANSWER_LIMIT:
+            break
+    return bytes(answer)
 
 
 def _app(name: str, details: Mapping[str, Any]) -> AppStatus:

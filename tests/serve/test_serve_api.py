@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from support.ports import MemoryObjects
+from support.serve_rest import ServeRest
 from support.world import WatchedPublisher, World, llama, on
 
 from tollway_cli.local_ray import LocalRay
@@ -203,6 +204,19 @@ async def test_failures_in_rays_words(api: ServeApi) -> None:
     with pytest.raises(Refused, match="num_cpus"):
         await api.put((config("good", "fine", ray_actor_options={"num_cpus": -1}),))
     assert is_("good", "RUNNING")(await api.status()), "what is refused changes nothing"
+
+
+async def test_an_answer_of_any_size_is_read() -> None:
+    """It comes in many parts: a thousand applications are a megabyte."""
+    apps = tuple({"name": f"model-ml.m{number}", "args": {"text": "x" * 800}} for number in range(1_000))
+    async with ServeRest(start_seconds=0) as ray:
+        api = ServeApi(ray.url)
+        try:
+            await api.put(apps)
+            status = await api.status()
+        finally:
+            await api.close()
+    assert {name: app.config for name, app in status.apps.items()} == {app["name"]: app for app in apps}
 
 
 async def test_nobody_there() -> None:
