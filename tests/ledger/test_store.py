@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 from support.ledger import catalogue, ledger, publisher, reserve, settle
 
-from tollway_serving.contract.catalogue import KeyEntry, Limits, Quota
+from tollway_serving.contract.catalogue import Catalogue, KeyEntry, Limits, Quota
 from tollway_serving.ledger import schema
 from tollway_serving.ledger.database import Database
 from tollway_serving.ledger.ops import (
@@ -190,6 +190,39 @@ async def test_revoked_suspended_expired_and_changed(store: Store, operator: Dat
     await operator.publish(changed)
     assert await store.submit(reserve(catalogue_revision=3)) == Stale(4)
     assert isinstance(await store.submit(reserve(catalogue_revision=4)), Reserved)
+
+
+async def test_what_a_publisher_left_is_read_anew_when_others_changed_it(url: str, operator: DatabasePublisher) -> None:
+    """It compares with what it left as long as nobody published since; a hand in the rows is found by reading again."""
+
+    def by_id(content: Catalogue) -> tuple[list[Any], ...]:
+        models, plans, keys = content.models, content.plans, content.keys
+        return (
+            sorted(models, key=lambda model: model.model_id),
+            sorted(plans, key=lambda plan: plan.name),
+            sorted(keys, key=lambda key: key.sha256),
+        )
+
+    content = catalogue(accounts=3)
+    without_last = content.model_copy(update={"keys": content.keys[:-1]})
+    assert await operator.publish(content) == 2
+    assert await operator.publish(content) == 2
+    async with publisher(url, without_last) as other:
+        assert by_id(await other.published()) == by_id(without_last)
+        assert await operator.publish(content) == 4, "what the other one withdrew is back"
+        assert by_id(await other.published()) == by_id(content)
+    assert await operator.publish(without_last) == 5
+    assert by_id(await operator.published()) == by_id(without_last)
+
+    await operator.publish(content)
+    by_hand = Database(url)
+    try:
+        await by_hand.write(lambda connection: connection.execute(sa.delete(schema.catalogue)))
+    finally:
+        await by_hand.close()
+    assert (await operator.published()).keys == ()
+    await operator.publish(content)
+    assert by_id(await operator.published()) == by_id(content)
 
 
 async def test_what_touches_others_is_not_stale(store: Store, operator: DatabasePublisher) -> None:

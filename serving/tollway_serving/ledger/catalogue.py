@@ -3,7 +3,10 @@
 Bodies are the contract's entries as JSON. A row that goes leaves a tombstone, so that replicas hear of it.
 """
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
 import sqlalchemy as sa
@@ -16,6 +19,7 @@ from tollway_serving.ledger.replicas import insert_for
 from tollway_serving.ledger.state import State, account_subject, encode
 
 TOMBSTONES_MS = 30 * 86_400_000
+Where = tuple[str, str]  # kind and id
 _NEWEST = sa.select(schema.meta.c.value).where(schema.meta.c.name == "catalogue_revision")
 
 
@@ -60,30 +64,41 @@ def published(connection: sa.Connection, scope: str) -> Catalogue:
     )
 
 
-def publish(connection: sa.Connection, scope: str, wanted: Catalogue) -> int:
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a scope had published, as of a revision: true as long as that is the newest, as each publisher moves it."""
+
+    revision: int
+    entries: Mapping[Where, Entry]
+
+
+def publish(connection: sa.Connection, scope: str, wanted: Catalogue, known: Known | None = None) -> Known:
     """Writes what differs and bumps the revision if anything did. Publishers queue on the revision's row, so that a
-    reader who has seen revision n has seen all of n and nothing of n + 1."""
+    reader who has seen revision n has seen all of n and nothing of n + 1. `known`, where it still holds, spares the
+    reading and comparing of all rows."""
     newest = int(connection.scalar(_NEWEST.with_for_update()) or 0)
-    table = schema.catalogue
-    bodies = _bodies(wanted)
-    known = {(r.kind, r.id): r for r in connection.execute(sa.select(table))}
-    for where in bodies:
-        if where in known and not known[where].deleted and known[where].scope != scope:
-            raise ScopeConflictError(f"{where[0]} {where[1]} belongs to the installation {known[where].scope!r}")
-    changed = [
-        (where, 0, body)
-        for where, body in bodies.items()
-        if where not in known or known[where].deleted or known[where].body != body
-    ]
-    gone = [
-        (where, 1, "{}")
-        for where, row in known.items()
-        if row.scope == scope and not row.deleted and where not in bodies
-    ]
+    entries = _entries(wanted)
+    if known is not None and known.revision == newest:
+        there = known.entries
+        others = [where for where, entry in entries.items() if there.get(where) is not entry]
+        differing = [where for where in others if there.get(where) != entries[where]]
+        rows = _rows(connection, differing)
+        gone = [where for where in there if where not in entries]
+    else:
+        known, differing, rows = None, list(entries), _rows(connection)
+        gone = [where for where, row in rows.items() if row.scope == scope and not row.deleted and where not in entries]
+    changed = []
+    for where in differing:
+        row = rows.get(where)
+        if row is not None and not row.deleted and row.scope != scope:
+            raise ScopeConflictError(f"{where[0]} {where[1]} belongs to the installation {row.scope!r}")
+        body = _body(entries[where])
+        if row is None or row.deleted or row.body != body:
+            changed.append((where, 0, body))
     if not changed and not gone:
-        return newest
+        return Known(newest, entries)
     now = now_ms(connection)
-    rows = [
+    written = [
         {
             "kind": where[0],
             "id": where[1],
@@ -93,34 +108,60 @@ def publish(connection: sa.Connection, scope: str, wanted: Catalogue) -> int:
             "changed_ms": now,
             "body": body,
         }
-        for where, deleted, body in [*changed, *gone]
+        for where, deleted, body in [*changed, *((where, 1, "{}") for where in gone)]
     ]
+    table = schema.catalogue
     insert = insert_for(connection, table)
     update = {name: insert.excluded[name] for name in ("scope", "revision", "deleted", "changed_ms", "body")}
-    connection.execute(insert.on_conflict_do_update(index_elements=["kind", "id"], set_=update), rows)
-    connection.execute(sa.delete(table).where(table.c.deleted == 1, table.c.changed_ms < now - TOMBSTONES_MS))
-    _first_keys(connection, wanted.keys, now)
+    connection.execute(insert.on_conflict_do_update(index_elements=["kind", "id"], set_=update), written)
+    if known is None:
+        connection.execute(sa.delete(table).where(table.c.deleted == 1, table.c.changed_ms < now - TOMBSTONES_MS))
+        _first_keys(connection, wanted.keys, now)
+    else:
+        new = [entries[where] for where, *_ in changed]
+        _first_keys(connection, [entry for entry in new if isinstance(entry, KeyEntry)], now)
     connection.execute(
         sa.update(schema.meta).where(schema.meta.c.name == "catalogue_revision").values(value=newest + 1)
     )
-    return newest + 1
+    return Known(newest + 1, entries)
 
 
-def _bodies(wanted: Catalogue) -> dict[tuple[str, str], str]:
-    found: dict[tuple[str, str], str] = {}
-    named: list[tuple[tuple[str, str], Entry]] = [
-        *((("model", model.model_id), model) for model in wanted.models),
-        *((("plan", plan.name), plan) for plan in wanted.plans),
-        *((("key", key.sha256), key) for key in wanted.keys),
-    ]
-    for where, entry in named:
-        if where in found:
-            raise ValueError(f"two entries for {where[0]} {where[1]}")
-        # Without defaults, so that a gateway of the version before reads what doesn't use a newer field. Sorted, so
-        # that the same content is the same text and bumps no revision.
-        body = entry.model_dump(mode="json", exclude_defaults=True)
-        found[where] = orjson.dumps(body, option=orjson.OPT_SORT_KEYS).decode()
+def _rows(connection: sa.Connection, of: Sequence[Where] | None = None) -> dict[Where, sa.Row[Any]]:
+    """All rows, or those of a few ids."""
+    table = schema.catalogue
+    if of is None:
+        return {(row.kind, row.id): row for row in connection.execute(sa.select(table))}
+    found: dict[Where, sa.Row[Any]] = {}
+    for start in range(0, len(of), 500):
+        some = of[start : start + 500]
+        named = sa.select(table).where(table.c.id.in_([id_ for _, id_ in some]))
+        found |= {(row.kind, row.id): row for row in connection.execute(named)}
     return found
+
+
+def _entries(wanted: Catalogue) -> dict[Where, Entry]:
+    found: dict[Where, Entry] = {
+        **{("model", model.model_id): model for model in wanted.models},
+        **{("plan", plan.name): plan for plan in wanted.plans},
+        **{("key", key.sha256): key for key in wanted.keys},
+    }
+    if len(found) != len(wanted.models) + len(wanted.plans) + len(wanted.keys):
+        counted = Counter(
+            [
+                *(f"model {model.model_id}" for model in wanted.models),
+                *(f"plan {plan.name}" for plan in wanted.plans),
+                *(f"key {key.sha256}" for key in wanted.keys),
+            ]
+        )
+        raise ValueError(f"two entries for {counted.most_common(1)[0][0]}")
+    return found
+
+
+def _body(entry: Entry) -> str:
+    """Without defaults, so that a gateway of the version before reads what doesn't use a newer field. Sorted, so that
+    the same content is the same text and bumps no revision."""
+    body = entry.model_dump(mode="json", exclude_defaults=True)
+    return orjson.dumps(body, option=orjson.OPT_SORT_KEYS).decode()
 
 
 def _first_keys(connection: sa.Connection, keys: Iterable[KeyEntry], now: int) -> None:

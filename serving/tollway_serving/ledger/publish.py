@@ -29,6 +29,7 @@ class DatabasePublisher:
         self._scope = scope
         self._usage_days = usage_days
         self._usage_checked = 0.0
+        self._known: catalogue.Known | None = None  # what the last publish left
         self._database = Database(url, limit_s=_REPORT_S)
         self._backend: Backend | None = None
 
@@ -48,11 +49,16 @@ class DatabasePublisher:
         await self._database.close()
 
     async def published(self) -> Catalogue:
+        self._known = None  # who reads anew wants the next publish to compare anew, too
         return await self._database.read(lambda connection: catalogue.published(connection, self._scope))
 
     async def publish(self, wanted: Catalogue) -> int:
         """Also raises catalogue.ScopeConflictError."""
-        return await self._database.write(lambda connection: catalogue.publish(connection, self._scope, wanted))
+        known, self._known = self._known, None  # should it fail, nobody knows
+        self._known = await self._database.write(
+            lambda connection: catalogue.publish(connection, self._scope, wanted, known)
+        )
+        return self._known.revision
 
     async def open_holds(self) -> Mapping[str, int]:
         return await self._database.read(replicas.open_holds)
