@@ -222,9 +222,8 @@ class _Up:
         self._steps.line(
             f"ready after {seconds:.1f} s; metrics of all replicas: http://127.0.0.1:{metrics_port}/metrics/targets"
         )
-        key = next(
-            (name for name in sorted(self._progress.statuses) if name[0] == "ApiKey" and self._is_ready(name)), None
-        )
+        statuses = sorted(self._progress.statuses.items())
+        key = next((name for name, status in statuses if name[0] == "ApiKey" and _ready(status)[0]), None)
         if key is None:
             self._steps.line("there is no usable ApiKey: add one to the files, and it works at once")
             return
@@ -242,9 +241,6 @@ class _Up:
         sys.stdout.write(lines)
         sys.stdout.flush()
 
-    def _is_ready(self, name: _Key) -> bool:
-        return _ready(self._progress.statuses[name])[0]
-
     def _show_changes(self, *, only_bad: bool = False) -> None:
         problems = frozenset(self._objects.problems)
         for problem in sorted(problems - self._problems):
@@ -252,6 +248,8 @@ class _Up:
         self._problems = problems
         seen: dict[_Key, str] = {}
         for name, status in sorted(self._progress.statuses.items()):
+            if not status:  # of a key whose Secret is being made
+                continue
             good, text = _ready(status)
             seen[name] = text
             if self._shown.get(name) != text and not (only_bad and good):

@@ -42,9 +42,11 @@ async def execute(
     workers: Workers,
     settings: Settings,
     there: RayStatus | None,
+    took: float = 0.0,
 ) -> Executed:
     """Revocations first, then everything else that gateways must know, in one transaction; then Secrets, memory and
-    applications. Errors are kept by the workers and the link, and come back in the next pass's statuses."""
+    applications. Errors are kept by the workers and the link, and come back in the next pass's statuses. `took` is how
+    many seconds it took to decide: of a slow pass the writes may take as long, or it would be mostly deciding."""
     published, ledger_error = True, ""
     if plan.publish is not None:
         try:
@@ -55,7 +57,7 @@ async def execute(
             published, ledger_error = False, describe(error)
             log.warning("not_published", error=ledger_error)
     deferred = False
-    deadline = asyncio.get_running_loop().time() + _KEYS_BUDGET
+    deadline = asyncio.get_running_loop().time() + max(_KEYS_BUDGET, took)
     for action in plan.keys:
         if not await _room(workers, deadline):
             deferred = True
@@ -79,13 +81,15 @@ async def execute(
     return Executed(published, ledger_error, remembered, deferred)
 
 
-async def write_statuses(judgements: Iterable[Judgement], objects: Objects, workers: Workers) -> bool:
-    """Starts the writes of changed statuses. False if some must wait for the next pass."""
-    deadline = asyncio.get_running_loop().time() + _STATUS_BUDGET
+async def write_statuses(
+    judgements: Iterable[Judgement], objects: Objects, workers: Workers, took: float = 0.0
+) -> bool:
+    """Starts the writes of changed statuses, urgent ones first: the usage of thousands of keys must not stand before a
+    new one's readiness. False if some must wait for the next pass. `took` as in `execute`."""
+    deadline = asyncio.get_running_loop().time() + max(_STATUS_BUDGET, took)
     complete = True
-    for judgement in judgements:
-        if not judgement.changed:
-            continue
+    changed = [judgement for judgement in judgements if judgement.changed]
+    for judgement in sorted(changed, key=lambda judgement: not judgement.urgent):
         if not await _room(workers, deadline):
             return False
         complete = workers.submit(status_key(judgement), _status_write(judgement, objects)) and complete

@@ -47,7 +47,7 @@ class OperatorMetrics(Collector):
         kinds: Counter[str] = Counter()
         for judgement in self._judged:
             kinds[judgement.raw.kind] += 1
-            for condition in judgement.status["conditions"]:
+            for condition in judgement.status.get("conditions", ()):  # a new key has none while its Secret is made
                 key = (judgement.raw.kind, condition["type"], condition["status"], condition["reason"])
                 conditions[key] += 1
         objects = GaugeMetricFamily("tollway_operator_objects", "Objects by kind.", labels=["kind"])

@@ -1,8 +1,9 @@
 """Everything one pass knows, gathered once and frozen: made by `reconcile`, read by builders, plan and status."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Any, Generic, TypeVar
 
 from tollway_operator.builders.pools import Demand, read_demand, write_demand
@@ -14,6 +15,7 @@ from tollway_serving.contract.catalogue import Catalogue
 from tollway_serving.ledger.port import AccountUsage
 
 R_co = TypeVar("R_co", bound=Resource, covariant=True)
+_age = attrgetter("age")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +33,16 @@ class Parsed(Generic[R_co]):
     raw: Raw
     resource: R_co | None
     problem: Problem | None = None
+    full_name: str = field(init=False, compare=False)
+    """namespace/name"""
 
-    @property
-    def full_name(self) -> str:
-        """namespace/name"""
-        return f"{self.raw.namespace}/{self.raw.name}"
+    age: tuple[int, str, str] = field(init=False, compare=False)
+    """Sorts the oldest object first, then by namespace and name."""
 
-    @property
-    def age(self) -> tuple[int, str, str]:
-        """Sorts the oldest object first, then by namespace and name."""
-        return (self.raw.created, self.raw.namespace, self.raw.name)
+    def __post_init__(self) -> None:
+        raw = self.raw
+        object.__setattr__(self, "full_name", f"{raw.namespace}/{raw.name}")
+        object.__setattr__(self, "age", (raw.created, raw.namespace, raw.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,24 +107,52 @@ class Parser:
     """Reads specs, each version of an object once."""
 
     def __init__(self) -> None:
-        self._read: dict[str, tuple[int, Parsed[Resource]]] = {}
+        self._read: dict[str, Parsed[Any]] = {}
+        self._found: dict[Kind, tuple[Parsed[Any], ...]] = {"ModelDeployment": (), "Plan": (), "ApiKey": ()}
+        self._objects: tuple[Raw, ...] = ()
 
-    def parse(self, snapshot: Snapshot) -> dict[Kind, list[Parsed[Any]]]:
-        found: dict[Kind, list[Parsed[Any]]] = {"ModelDeployment": [], "Plan": [], "ApiKey": []}
-        read: dict[str, tuple[int, Parsed[Resource]]] = {}
+    def unread(self, snapshot: Snapshot) -> Iterator[Raw]:
+        """What `parse` would have to read."""
+        if snapshot.objects == self._objects:
+            return
         for raw in snapshot.objects:
-            before = self._read.get(raw.uid)
-            if before is not None and before[0] == raw.generation and before[1].raw.spec == raw.spec:
-                old = before[1]
-                parsed = old if old.raw is raw else Parsed(raw, old.resource, old.problem)
+            old = self._read.get(raw.uid)
+            if old is None or not (old.raw is raw or _same_text(old.raw, raw)):
+                yield raw
+
+    def read(self, raw: Raw) -> None:
+        """Ahead of `parse`, which takes long over thousands of new objects at once."""
+        self._read[raw.uid] = read_object(raw)
+
+    def parse(self, snapshot: Snapshot) -> Mapping[Kind, tuple[Parsed[Any], ...]]:
+        """Each kind's objects, oldest first; the same tuple as before where nothing has changed."""
+        if snapshot.objects == self._objects:
+            return self._found
+        found: dict[Kind, list[Parsed[Any]]] = {kind: [] for kind in self._found}
+        read: dict[str, Parsed[Any]] = {}
+        for raw in snapshot.objects:
+            old = self._read.get(raw.uid)
+            if old is None:
+                parsed = read_object(raw)
+            elif old.raw is raw:
+                parsed = old
+            elif _same_text(old.raw, raw):
+                parsed = Parsed(raw, old.resource, old.problem)
             else:
                 parsed = read_object(raw)
-            read[raw.uid] = (raw.generation, parsed)
+            read[raw.uid] = parsed
             found[raw.kind].append(parsed)
-        self._read = read  # deleted objects are forgotten
         for items in found.values():
-            items.sort(key=lambda item: item.age)
-        return found
+            items.sort(key=_age)
+        by_age = {kind: tuple(items) for kind, items in found.items()}
+        self._found = {kind: before if before == by_age[kind] else by_age[kind] for kind, before in self._found.items()}
+        self._read, self._objects = read, snapshot.objects  # deleted objects are forgotten
+        return self._found
+
+
+def _same_text(old: Raw, new: Raw) -> bool:
+    """Whether they differ in the status at most."""
+    return (old.generation, old.labels, old.spec) == (new.generation, new.labels, new.spec)
 
 
 def read_object(raw: Raw) -> Parsed[Resource]:

@@ -8,27 +8,31 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import structlog
 
 from tollway_operator.builders.applications import same
 from tollway_operator.builders.desired import Desired, build
+from tollway_operator.builders.views import Views
 from tollway_operator.errors import NotOurs, OperatorError
 from tollway_operator.execute import Executed, describe, execute, write_statuses
+from tollway_operator.memo import Memo
 from tollway_operator.metrics import METRICS
-from tollway_operator.observed import Memory, Observed, Parser, read_memory
+from tollway_operator.observed import Memory, Observed, Parsed, Parser, read_memory
 from tollway_operator.plan import Plan, decide
 from tollway_operator.platform import Platform
 from tollway_operator.platform_link import PlatformLink
-from tollway_operator.ports import AppStatus, Kind, Objects, Ray
+from tollway_operator.ports import AppStatus, Kind, Objects, Ray, Snapshot
 from tollway_operator.ray_link import RayLink
+from tollway_operator.resources import ApiKey
 from tollway_operator.settings import Settings
-from tollway_operator.status import Judgement, Outcome, judge
+from tollway_operator.status import Judgement, Outcome, Reach, judge
 from tollway_operator.workers import Workers
 from tollway_serving.contract.applications import GATEWAY_APP
-from tollway_serving.contract.catalogue import Catalogue
+from tollway_serving.contract.catalogue import Catalogue, KeyEntry
 from tollway_serving.ledger.ops import LedgerUnavailable
 from tollway_serving.ledger.port import AccountUsage, Publisher
 
@@ -41,6 +45,8 @@ _COALESCE = 0.05  # seconds between two passes, so that a burst of changes becom
 _FIRST_LOOK = 5.0
 _LEDGER_TIMEOUT = 10.0
 _REAP_INTERVAL = 5.0
+_LONGEST_TURN = 3.0  # seconds for which a slow pass may write, before the next one looks at what is new
+_AT_A_TIME = 0.05  # seconds for which objects are read before anything else may run
 _SHOWN = 20
 
 
@@ -48,8 +54,8 @@ _SHOWN = 20
 class Progress:
     """What one pass found and did; handed to `on_progress` after every pass, also after one with errors."""
 
-    statuses: Mapping[tuple[Kind, str, str], Mapping[str, Any]] = field(default_factory=dict)
-    """The wanted `.status` of every object, by (kind, namespace, name)."""
+    judged: tuple[Judgement, ...] = ()
+    """The wanted `.status` of every object."""
 
     gateway: AppStatus | None = None
     """The gateway's application as Ray reports it; None while Ray is unreachable or doesn't have it yet."""
@@ -62,6 +68,11 @@ class Progress:
 
     errors: tuple[str, ...] = ()
     """What didn't work and will be tried again, one line each."""
+
+    @property
+    def statuses(self) -> Mapping[tuple[Kind, str, str], Mapping[str, Any]]:
+        """By (kind, namespace, name)."""
+        return {judgement.raw.key: judgement.status for judgement in self.judged}
 
 
 OnProgress = Callable[[Progress], None]
@@ -118,12 +129,13 @@ class Reconciler:
         self._platform = PlatformLink(platform, self._ray_interval, self._wake.set) if platform else None
         self._workers = Workers(_WRITERS, self._wake.set)
         self._parser = Parser()
+        self._memo = Memo()
         self._published: Catalogue | None = None  # this process is the only writer: read once, and in full passes
         self._memory: Memory | None = None  # likewise
+        self._views = Views()
         self._unremembered = False
         self._seen: frozenset[str] = frozenset()
         self._usage: Mapping[str, AccountUsage] = {}
-        self._accounts: Mapping[str, str] = {}
         self._providers: Mapping[str, tuple[str, str, str]] | None = None
         self._sources: Mapping[str, tuple[str, str, str]] | None = None
         self._repaired_at: float | None = None
@@ -151,7 +163,8 @@ class Reconciler:
         self._objects.changed.clear()
         repair = self._repair_is_due()
         observed = await self._gather(repair)
-        desired = build(observed, self._settings)
+        gathered = time.monotonic()
+        desired = build(observed, self._settings, self._memo)
         if self._platform is not None and desired.demands is not None:
             self._platform.want(desired.demands)
         known = self._providers == desired.provider_keys and self._workers.failure("provider_keys") is None
@@ -163,12 +176,17 @@ class Reconciler:
             repair=repair,
             provider_keys_known=known,
             source_keys_known=loaders_known,
+            memo=self._memo,
         )
-        executed = await self._execute(plan, observed)
+        if plan.publish is None and observed.published is not None:
+            # The same content: from now on the same objects, too, so that the next pass sees that at a glance.
+            self._published = desired.catalogue
+        took = min(time.monotonic() - gathered, _LONGEST_TURN)
+        executed = await self._execute(plan, observed, took)
         await self._workers.rest(_REST)
         outcome = self._outcome(observed, executed)
-        judged = judge(observed, desired, outcome)
-        written = await write_statuses(judged, self._objects, self._workers)
+        judged = judge(observed, desired, outcome, self._memo)
+        written = await write_statuses(judged, self._objects, self._workers, took)
         await self._workers.rest(_REST)
         return self._conclude(observed, desired, plan, executed, outcome, judged, written, started)
 
@@ -192,6 +210,7 @@ class Reconciler:
 
     async def _gather(self, repair: bool) -> Observed:
         snapshot = await self._objects.snapshot()
+        await self._read_ahead(snapshot)
         found = self._parser.parse(snapshot)
         if self._memory is None:
             self._memory = read_memory(snapshot.memory)
@@ -207,9 +226,9 @@ class Reconciler:
                 holds = await _in_time(self._publisher.open_holds())
         observed = Observed(
             now=int(self._clock()),
-            models=tuple(found["ModelDeployment"]),
-            plans=tuple(found["Plan"]),
-            keys=tuple(found["ApiKey"]),
+            models=found["ModelDeployment"],
+            plans=found["Plan"],
+            keys=found["ApiKey"],
             secrets=snapshot.secrets,
             memory=self._memory,
             complete=snapshot.complete,
@@ -224,10 +243,17 @@ class Reconciler:
             usage=self._usage,
             seen_keys=self._seen,
         )
-        alive = {parsed.raw.uid for parsed in observed.keys}
-        published = {entry.uid for entry in self._published.keys} if self._published else self._seen
-        self._seen = frozenset(alive | (self._seen & published))
+        self._seen = self._memo.once(_seen, observed.keys, self._published and self._published.keys, self._seen)
         return observed
+
+    async def _read_ahead(self, snapshot: Snapshot) -> None:
+        """Some at a time: while thousands of new objects are read, as after a start, a Lease must still be renewed."""
+        until = time.monotonic() + _AT_A_TIME
+        for raw in self._parser.unread(snapshot):
+            self._parser.read(raw)
+            if time.monotonic() >= until:
+                await asyncio.sleep(0)
+                until = time.monotonic() + _AT_A_TIME
 
     def _repair_is_due(self) -> bool:
         now = time.monotonic()
@@ -238,9 +264,9 @@ class Reconciler:
 
     # Carrying out
 
-    async def _execute(self, plan: Plan, observed: Observed) -> Executed:
+    async def _execute(self, plan: Plan, observed: Observed, took: float) -> Executed:
         executed = await execute(
-            plan, self._objects, self._link, self._publisher, self._workers, self._settings, observed.ray
+            plan, self._objects, self._link, self._publisher, self._workers, self._settings, observed.ray, took
         )
         if plan.publish is not None:
             # After a failure nobody knows whether it was committed: read again.
@@ -258,7 +284,7 @@ class Reconciler:
         return executed
 
     def _outcome(self, observed: Observed, executed: Executed) -> Outcome:
-        errors: dict[tuple[Kind, str, str], str] = {}
+        errors: dict[str, str] = {}
         not_ours = set()
         if self._workers.failures():
             for parsed in observed.keys:
@@ -266,13 +292,15 @@ class Reconciler:
                     continue
                 failure = self._workers.failure(("secret", parsed.raw.namespace, parsed.resource.secret_name))
                 if failure is not None:
-                    errors[parsed.raw.key] = describe(failure.error)
+                    errors[parsed.raw.uid] = describe(failure.error)
                     if isinstance(failure.error, NotOurs):
-                        not_ours.add(parsed.raw.key)
+                        not_ours.add(parsed.raw.uid)
         return Outcome(
-            published=executed.published and observed.published is not None,
-            ledger_error=executed.ledger_error or observed.ledger_error,
-            ray_error=observed.ray_error,
+            Reach(
+                published=executed.published and observed.published is not None,
+                ledger_error=executed.ledger_error or observed.ledger_error,
+                ray_error=observed.ray_error,
+            ),
             refused_apps=dict(self._link.refusals),
             key_errors=errors,
             not_ours=frozenset(not_ours),
@@ -297,11 +325,11 @@ class Reconciler:
             and gateway.status == "RUNNING"
             and same(gateway.config, desired.rollout.configs.get(GATEWAY_APP))
         )
-        self._accounts = {entry.account: entry.plan for view in desired.views.keys for entry in view.entries[:1]}
+        self._views = desired.views
         self._settled = (
             gateway_runs
             and written
-            and outcome.published
+            and outcome.reach.published
             and observed.complete
             and not executed.deferred
             and not self._link.busy
@@ -315,7 +343,7 @@ class Reconciler:
         errors = self._errors(outcome, desired)
         METRICS.passed(time.monotonic() - started, judged, errors)
         return Progress(
-            statuses={judgement.raw.key: judgement.status for judgement in judged},
+            judged=judged,
             gateway=gateway,
             settled=self._settled,
             details=plan.details,
@@ -327,10 +355,11 @@ class Reconciler:
             f"{'/'.join(map(str, key))}: {failure.error}" if isinstance(key, tuple) else f"{key}: {failure.error}"
             for key, failure in self._workers.failures().items()
         ]
-        if not outcome.published:
-            lines.append(f"ledger: {outcome.ledger_error}")
-        if outcome.ray_error or self._link.put_error:
-            lines.append(f"Ray: {outcome.ray_error or self._link.put_error}")
+        reach = outcome.reach
+        if not reach.published:
+            lines.append(f"ledger: {reach.ledger_error}")
+        if reach.ray_error or self._link.put_error:
+            lines.append(f"Ray: {reach.ray_error or self._link.put_error}")
         if self._platform is not None:
             status = self._platform.status
             said = (self._platform.error, status.problem if status else "", status.upgrade if status else "")
@@ -346,6 +375,10 @@ class Reconciler:
 
     # Behind the passes
 
+    def _accounts(self) -> Mapping[str, str]:
+        """The plan of each account that has a key."""
+        return {user[1]: user[0] for view in self._views.keys if (user := view.user) is not None}
+
     def _ray_interval(self) -> float:
         return self._settings.fast_interval if not self._settled else min(10.0, self._settings.slow_interval)
 
@@ -355,8 +388,7 @@ class Reconciler:
         while True:
             try:
                 await _in_time(self._publisher.reap())
-                accounts = self._accounts
-                if accounts and time.monotonic() >= usage_at:
+                if time.monotonic() >= usage_at and (accounts := self._accounts()):
                     usage = await _in_time(self._publisher.usage(accounts))
                     usage_at = time.monotonic() + self._settings.usage_interval
                     if usage != self._usage:
@@ -377,13 +409,18 @@ def _leaving(observed: Observed, desired: Desired) -> bool:
 
 def _next_at(observed: Observed, desired: Desired) -> int | None:
     """The next moment at which a status or a key changes although nobody changes an object."""
-    moments = [desired.rollout.wake_at]
-    for view in desired.views.keys:
-        moments.append(view.rotate_at)
-        moments += [entry.replaced_until for entry in view.entries]
-        if view.current is not None and not view.expired:
-            moments.append(view.current.expires_at)
-    return min((moment for moment in moments if moment is not None and moment > observed.now), default=None)
+    moments = [moment for view in desired.views.keys for moment in view.moments]
+    if desired.rollout.wake_at is not None:
+        moments.append(desired.rollout.wake_at)
+    return min((moment for moment in moments if moment > observed.now), default=None)
+
+
+def _seen(
+    keys: tuple[Parsed[ApiKey], ...], published: tuple[KeyEntry, ...] | None, before: frozenset[str]
+) -> frozenset[str]:
+    """Uids of the ApiKeys that were alive once and may still be published."""
+    kept = before if published is None else before.intersection(map(attrgetter("uid"), published))
+    return kept.union(map(attrgetter("raw.uid"), keys))
 
 
 async def _in_time(call: Coroutine[Any, Any, Any]) -> Any:

@@ -400,7 +400,7 @@ async def test_errors_say_what_is_wrong(
 
 def _raws(port: ClusterObjects) -> list[Raw]:
     """What it has seen; a snapshot would fail where nothing may be read."""
-    return [raw for cache in port._objects.values() for raw in cache]
+    return [raw for cache in port._objects.values() for raw in cache.values.values()]
 
 
 def test_every_kind_has_a_plural(control_plane: ControlPlane) -> None:

@@ -30,9 +30,9 @@ class Objects(MemoryObjects):
         return build(
             Observed(
                 now=NOW,
-                models=tuple(found["ModelDeployment"]),
-                plans=tuple(found["Plan"]),
-                keys=tuple(found["ApiKey"]),
+                models=found["ModelDeployment"],
+                plans=found["Plan"],
+                keys=found["ApiKey"],
                 **fields,
             ),
             settings,

@@ -213,6 +213,8 @@ class MemoryRay:
         self.puts: list[tuple[Mapping[str, Any], ...]] = []
         self.down = False
         self.hang = False
+        self.hang_for: set[str] = set()  # applications that a set which has them new is never answered for
+        self.stuck: set[str] = set()  # applications that stay DEPLOYING
         self.breaks: dict[str, str] = {}  # an application's source or argument -> the message
         self.refuses: dict[str, str] = {}  # application -> the message
         self.instant = False
@@ -228,7 +230,7 @@ class MemoryRay:
         await self._enter()
         answer = RayStatus(dict(self.apps))
         for name, app in list(self.apps.items()):
-            if app.status == "DEPLOYING":
+            if app.status == "DEPLOYING" and name not in self.stuck:
                 self.apps[name] = self._settle(app)
             elif app.status == "DELETING":
                 del self.apps[name]
@@ -236,6 +238,8 @@ class MemoryRay:
 
     async def put(self, applications: tuple[Mapping[str, Any], ...]) -> None:
         await self._enter()
+        if any(config["name"] in self.hang_for and config["name"] not in self.apps for config in applications):
+            await asyncio.Event().wait()
         for config in applications:
             if config["name"] in self.refuses:
                 raise Refused(self.refuses[config["name"]])

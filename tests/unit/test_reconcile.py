@@ -1,8 +1,9 @@
 """The reconcile as a whole: in-memory Kubernetes and Ray with behaviour, a real SQLite ledger."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.world import NOW, World, llama, make_world, on
@@ -11,6 +12,7 @@ from tollway_operator import ray_link
 from tollway_operator.errors import Forbidden, Unreachable
 from tollway_operator.keys import KEY_FIELD, URL_FIELD, describe, generate
 from tollway_operator.settings import Settings
+from tollway_serving.ledger.port import AccountUsage
 
 DAY = 86_400
 
@@ -427,6 +429,79 @@ async def test_a_broken_object_delays_no_other(world: World) -> None:
         world.objects.release()
 
 
+async def test_writes_that_hang_delay_no_other_object(world: World) -> None:
+    """One Secret and one status: the API server answers to neither, and to everybody else at once."""
+    quickstart(world)
+    async with world.operator() as reconciler:
+        await world.settle(reconciler)
+        world.objects.hang = {("ensure_key", "no-secret"), ("write_status", "no-status")}
+        for name in ("no-secret", "no-status", "late"):
+            world.objects.put("ApiKey", name, on())
+        world.objects.put("ModelDeployment", "big", llama())
+
+        def others_are_ready(_: object) -> bool:
+            late, big = world.objects.status("ApiKey", "late"), world.objects.status("ModelDeployment", "big")
+            return all(_is_ready(status) for status in (late, big))
+
+        async with asyncio.timeout(20):
+            await world.until(reconciler, others_are_ready)
+        assert {world.key("ci"), world.key("late"), world.key("no-status")} == await world.hashes(), "gateways know"
+        assert not _is_ready(world.objects.status("ApiKey", "no-status"))
+        world.objects.release()
+        await world.settle(reconciler)
+        assert _is_ready(world.objects.status("ApiKey", "no-secret"))
+        assert _is_ready(world.objects.status("ApiKey", "no-status"))
+
+
+async def test_a_new_keys_status_does_not_wait_for_the_usage_of_all_others(world: World) -> None:
+    quickstart(world)
+    for number in range(30):
+        world.objects.put("ApiKey", f"key-{number}", on())
+    async with world.operator() as reconciler:
+        await world.settle(reconciler)
+        usage = AccountUsage(NOW + 1_000, 1_000_000, None)
+        reconciler._usage = {f"ml/key-{number}": usage for number in range(30)}
+        world.objects.put("ApiKey", "key-29", on(state="Suspended"))
+        world.objects.calls.clear()
+        await world.settle(reconciler)
+        written = [name for call, name in world.objects.calls if call == "write_status" and name.startswith("key-")]
+        assert len(written) == 30
+        assert written[0] == "key-29"
+
+
+async def test_an_application_that_never_comes_up_delays_no_other(world: World) -> None:
+    quickstart(world)
+    world.ray.stuck = {"model-ml.stuck"}
+    world.objects.put("ModelDeployment", "stuck", llama())
+    async with world.operator() as reconciler:
+        await world.until(reconciler, lambda _: _is_ready(world.objects.status("ApiKey", "ci")))
+        world.objects.put("ModelDeployment", "late", llama())
+        world.objects.put("Plan", "more", {})
+        world.objects.put("ApiKey", "more", on("more"))
+        for kind, name in (("ModelDeployment", "late"), ("Plan", "more"), ("ApiKey", "more")):
+            await world.until(
+                reconciler,
+                lambda _, kind=kind, name=name: _is_ready(world.objects.status(kind, name)),  # type: ignore[misc]
+            )
+        assert world.objects.condition("ModelDeployment", "stuck", "Ready")[:2] == ("False", "Starting")
+
+
+async def test_a_set_that_ray_never_answers_delays_nothing_that_runs(world: World) -> None:
+    """Ray takes applications as one set, so that a new one waits; what serves, keys and plans don't."""
+    quickstart(world)
+    async with world.operator() as reconciler:
+        await world.settle(reconciler)
+        world.ray.hang_for = {"model-ml.hangs"}
+        world.objects.put("ModelDeployment", "hangs", llama())
+        world.objects.put("Plan", "pro", {"credits": {"monthly": 7}})
+        world.objects.put("ApiKey", "late", on())
+        await world.until(reconciler, lambda _: _is_ready(world.objects.status("ApiKey", "late")))
+        assert {world.key("ci"), world.key("late")} == await world.hashes()
+        assert (await world.catalogue()).plans[0].limits.credits_monthly_micro == 7_000_000
+        assert _is_ready(world.objects.status("ModelDeployment", "small"))
+        assert not _is_ready(world.objects.status("ModelDeployment", "hangs"))
+
+
 async def test_an_unreadable_object_keeps_its_last_version(world: World) -> None:
     quickstart(world)
     await world.run()
@@ -466,6 +541,10 @@ async def test_an_unreachable_api_server_ends_nothing(world: World) -> None:
         await run(world.objects, world.ray, world.publisher, world.settings, stop, on_progress=on_progress)
     assert any("the API server doesn't answer" in line for line in seen)
     assert await world.hashes() == {world.key("ci")}
+
+
+def _is_ready(status: Mapping[str, Any]) -> bool:
+    return any(item["type"] == "Ready" and item["status"] == "True" for item in status.get("conditions", ()))
 
 
 def _fields(settings: Settings) -> dict[str, object]:

@@ -42,6 +42,7 @@ class App:
     owner: tuple[Kind, str, str] | None = None  # None: the gateway
     total_s: float = _LONGEST_REQUEST  # its longest request
     demand: Demand | None = None  # its pods, where pods are made for models
+    mark: str = ""  # the config's fingerprint
 
 
 def gateway(settings: Settings) -> App:
@@ -68,7 +69,7 @@ def gateway(settings: Settings) -> App:
         "args": args,
         "deployments": [deployment],
     }
-    return App(GATEWAY_APP, config)
+    return App(GATEWAY_APP, config, mark=fingerprint(config))
 
 
 def model(view: ModelView, adapters: Sequence[ModelView], settings: Settings) -> App | None:
@@ -129,7 +130,7 @@ def model(view: ModelView, adapters: Sequence[ModelView], settings: Settings) ->
         "deployments": [deployment],
     }
     demand = demand_of(resource, view.pool) if view.pool is not None else None
-    return App(model_app(raw.namespace, raw.name), config, raw.generation, raw.key, total, demand)
+    return App(view.app, config, raw.generation, raw.key, total, demand, fingerprint(config))
 
 
 def _adapter(view: ModelView) -> dict[str, Any]:

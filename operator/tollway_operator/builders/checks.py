@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Mapping
 
 from tollway_operator.builders.memory import fit
-from tollway_operator.builders.sources import secret_problem, wrong_source
-from tollway_operator.observed import Observed, Problem
+from tollway_operator.builders.sources import Secrets, secret_problem, wrong_source
+from tollway_operator.observed import Problem
 from tollway_operator.resources import ModelDeployment
 from tollway_operator.settings import Settings
 from tollway_serving.contract.catalogue import Capability
@@ -15,10 +15,12 @@ def problem(
     resource: ModelDeployment,
     facts: EngineFacts | None,
     base: ModelDeployment | None,
-    observed: Observed,
+    secrets: Secrets,
+    gpu_mib: Mapping[str, int],
     settings: Settings,
 ) -> Problem | None:
-    """The first thing that is wrong. `base` is the model that an adapter runs in."""
+    """The first thing that is wrong. `base` is the model that an adapter runs in; `gpu_mib` is a GPU's memory by
+    accelerator, as nodes say it."""
     spec = resource.spec
     if facts is None:
         known = ", ".join(sorted(ENGINES))
@@ -36,24 +38,23 @@ def problem(
         return Problem("InvalidArgs", wrong)
     if spec.remote is not None and spec.remote.secret_ref is not None:
         reference = spec.remote.secret_ref
-        secret = observed.secrets.get((resource.namespace, reference.name))
+        secret = secrets.get((resource.namespace, reference.name))
         if secret is None or reference.key not in secret.values:
             place = f"Secret {resource.namespace}/{reference.name}"
             return Problem("SecretNotFound", f"spec.remote.secretRef: there is no entry {reference.key} in {place}")
-    missing = secret_problem(resource, observed)
+    missing = secret_problem(resource, secrets)
     if missing is not None:
         return missing
-    return fits(resource, facts, observed, settings)[0] if base is None else None
+    return fits(resource, facts, gpu_mib, settings)[0] if base is None else None
 
 
 def fits(
-    resource: ModelDeployment, facts: EngineFacts, observed: Observed, settings: Settings
+    resource: ModelDeployment, facts: EngineFacts, gpu_mib: Mapping[str, int], settings: Settings
 ) -> tuple[Problem | None, str]:
     """Why its GPUs' memory is not enough, and a note if nobody can say. On one machine resources don't count."""
     if not facts.workers or settings.embedded:
         return None, ""
-    nodes = observed.platform.gpu_mib if observed.platform else {}
-    return fit(resource, context_tokens(resource, facts), nodes)
+    return fit(resource, context_tokens(resource, facts), gpu_mib)
 
 
 def context_tokens(resource: ModelDeployment, facts: EngineFacts, base: ModelDeployment | None = None) -> int:

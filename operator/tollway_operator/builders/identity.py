@@ -18,6 +18,31 @@ class Ids:
     def owner(self, wanted: str) -> str | None:
         return self.owners.get(wanted)
 
+    def of(self, names: Iterable[str]) -> "Ids":
+        """Only what is known of these."""
+        return Ids(
+            {name: self.owners[name] for name in names if name in self.owners},
+            {name: self.model_ids[name] for name in names if name in self.model_ids},
+        )
+
+
+NO_IDS = Ids({}, {})
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one object says about ids; in the order of `age` the first one has them."""
+
+    full_name: str
+    age: tuple[int, str, str]
+    model_id: str
+    aliases: tuple[str, ...] = ()
+
+
+def claim(parsed: Parsed[ModelDeployment]) -> Claim:
+    aliases = parsed.resource.spec.aliases if parsed.resource is not None else ()
+    return Claim(parsed.full_name, parsed.age, model_id(parsed), aliases)
+
 
 def model_id(parsed: Parsed[ModelDeployment]) -> str:
     """Also of an object that can't be read: its id stays taken."""
@@ -27,22 +52,20 @@ def model_id(parsed: Parsed[ModelDeployment]) -> str:
     return written if isinstance(written, str) and written else parsed.raw.name
 
 
-def assign(models: Iterable[Parsed[ModelDeployment]]) -> Ids:
-    """`models` in any order."""
-    by_age = sorted(models, key=lambda parsed: parsed.age)
+def assign(claims: Iterable[Claim]) -> Ids:
+    """`claims` in any order."""
+    by_age = sorted(claims, key=lambda claim: claim.age)
     owners: dict[str, str] = {}
     ids: dict[str, str] = {}
-    for parsed in by_age:
-        own = model_id(parsed)
-        if owners.setdefault(own, parsed.full_name) == parsed.full_name:
-            ids[own] = own
-    for parsed in by_age:
-        own = model_id(parsed)
-        if parsed.resource is None or owners[own] != parsed.full_name:
+    for claim in by_age:
+        if owners.setdefault(claim.model_id, claim.full_name) == claim.full_name:
+            ids[claim.model_id] = claim.model_id
+    for claim in by_age:
+        if owners[claim.model_id] != claim.full_name:
             continue
-        for alias in parsed.resource.spec.aliases:
-            if owners.setdefault(alias, parsed.full_name) == parsed.full_name:
-                ids.setdefault(alias, own)
+        for alias in claim.aliases:
+            if owners.setdefault(alias, claim.full_name) == claim.full_name:
+                ids.setdefault(alias, claim.model_id)
     return Ids(owners, ids)
 
 

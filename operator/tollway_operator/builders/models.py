@@ -1,14 +1,15 @@
 """ModelDeployments: which are accepted, and their catalogue entries. Called by `desired`."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from tollway_operator.builders.checks import capabilities, context_tokens, fits, listed, problem
 from tollway_operator.builders.identity import Ids, model_id, permits
-from tollway_operator.builders.pools import pool_of
-from tollway_operator.builders.sources import needs
+from tollway_operator.builders.pools import PodDefaults, pool_of
+from tollway_operator.builders.sources import Secrets, named_secrets, needs
 from tollway_operator.builders.support import ignored, unsupported
 from tollway_operator.builders.views import ModelView
+from tollway_operator.memo import Memo
 from tollway_operator.observed import Observed, Parsed, Problem
 from tollway_operator.resources import ModelDeployment
 from tollway_operator.settings import Settings
@@ -33,35 +34,117 @@ _INPUT_FORMATS: Mapping[Endpoint, str] = {
 }
 
 
-def build_models(observed: Observed, ids: Ids, settings: Settings) -> tuple[ModelView, ...]:
+def build_models(observed: Observed, ids: Ids, settings: Settings, memo: Memo) -> tuple[ModelView, ...]:
     """One view an object, oldest first. The entries' `state` is filled in by `states` afterwards."""
+    uids = [parsed.raw.uid for parsed in observed.models]
+    resources = [parsed.resource for parsed in observed.models]
     published = {entry.name: entry for entry in observed.published.models} if observed.published else {}
-    by_name = {parsed.full_name: parsed for parsed in observed.models}
-    views = [
-        _view(parsed, observed, ids, by_name, published.get(parsed.full_name), settings) for parsed in observed.models
+    by_name = {parsed.full_name: parsed.resource for parsed in observed.models}
+    names = memo.each(_names, uids, observed.models)
+    secrets = _some(observed.secrets, memo.once(_places, names))
+    views = memo.each(
+        _view,
+        uids,
+        observed.models,
+        memo.once(_surroundings, names, ids, by_name, secrets),
+        [published.get(parsed.full_name) for parsed in observed.models],
+        common=(observed.platform.gpu_mib if observed.platform else {}, settings),
+    )
+    if settings.pods is None:
+        return views
+    adapters = by_base(views)
+    parts = [
+        (resource, *_resources(adapters.get(view.parsed.full_name, ())))
+        for resource, view in zip(resources, views, strict=True)
     ]
-    return tuple(_with_pool(view, views, observed, settings) for view in views)
+    mounted = [
+        _some(secrets, (place for part in together if part for place in named_secrets(part))) for together in parts
+    ]
+    return memo.each(_with_pool, uids, views, parts, mounted, common=(settings.pods,))
 
 
-def _with_pool(view: ModelView, views: list[ModelView], observed: Observed, settings: Settings) -> ModelView:
-    """With the pods that it needs, of which its adapters have a part, too."""
-    resource = view.parsed.resource
-    if settings.pods is None or view.app is None or view.base is not None or view.facts is None or resource is None:
+def by_base(views: Iterable[ModelView]) -> dict[str, list[ModelView]]:
+    """Adapters by the full name of the model that they run in."""
+    found: dict[str, list[ModelView]] = {}
+    for view in views:
+        if view.base is not None:
+            found.setdefault(view.base, []).append(view)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Names:
+    """What an object names beside itself."""
+
+    ids: tuple[str, ...]
+    base: str | None
+    secrets: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Around:
+    """What there is of what an object names: models by full name (None: it can't be read) and Secrets."""
+
+    ids: Ids
+    others: Mapping[str, ModelDeployment | None]
+    secrets: Secrets
+
+
+def _names(parsed: Parsed[ModelDeployment]) -> _Names:
+    own, resource = model_id(parsed), parsed.resource
+    if resource is None:
+        return _Names((own,), None, ())
+    spec = resource.spec
+    base = spec.source.adapter_of if spec.source is not None else None
+    others = [fallback.model_id for fallback in spec.fallbacks]
+    ids = dict.fromkeys((own, *spec.aliases, *others, *((base,) if base is not None else ())))
+    return _Names(tuple(ids), base, named_secrets(resource))
+
+
+def _places(names: tuple[_Names, ...]) -> tuple[tuple[str, str], ...]:
+    return tuple(place for each in names for place in each.secrets)
+
+
+def _surroundings(
+    names: tuple[_Names, ...], ids: Ids, by_name: Mapping[str, ModelDeployment | None], secrets: Secrets
+) -> tuple[_Around, ...]:
+    return tuple(_around(each, ids.of(each.ids), by_name, secrets) for each in names)
+
+
+def _around(names: _Names, ids: Ids, by_name: Mapping[str, ModelDeployment | None], secrets: Secrets) -> _Around:
+    others = {owner: by_name[owner] for owner in ids.owners.values() if owner in by_name}
+    places = names.secrets
+    if names.base is not None and (base := others.get(ids.owner(names.base) or "")) is not None:
+        places = (*places, *named_secrets(base))
+    return _Around(ids, others, _some(secrets, places))
+
+
+def _some(secrets: Secrets, places: Iterable[tuple[str, str]]) -> Secrets:
+    return {place: secrets[place] for place in places if place in secrets}
+
+
+def _resources(views: Iterable[ModelView]) -> tuple[ModelDeployment, ...]:
+    return tuple(view.parsed.resource for view in views if view.parsed.resource is not None)
+
+
+def _with_pool(
+    view: ModelView, parts: tuple[ModelDeployment | None, ...], secrets: Secrets, pods: PodDefaults
+) -> ModelView:
+    """With the pods that it needs. `parts` are the model and its adapters, which have a part in them, too."""
+    resource = parts[0]
+    if view.app is None or view.base is not None or view.facts is None or resource is None:
         return view
-    adapters = [
-        other.parsed.resource for other in views if other.base == view.parsed.full_name and other.parsed.resource
-    ]
-    return replace(view, pool=pool_of(resource, settings.pods, needs((resource, *adapters), observed)))
+    return replace(view, pool=pool_of(resource, pods, needs((part for part in parts if part is not None), secrets)))
 
 
 def _view(
     parsed: Parsed[ModelDeployment],
-    observed: Observed,
-    ids: Ids,
-    by_name: Mapping[str, Parsed[ModelDeployment]],
+    around: _Around,
     published: ModelEntry | None,
+    gpu_mib: Mapping[str, int],
     settings: Settings,
 ) -> ModelView:
+    ids = around.ids
     own = model_id(parsed)
     owner = ids.owner(own)
     if owner != parsed.full_name:
@@ -75,18 +158,18 @@ def _view(
     facts = ENGINES.get(resource.spec.engine.name)
     base = None
     if resource.spec.source is not None and resource.spec.source.adapter_of is not None:
-        base, lacking = _base(resource, ids, by_name, observed, settings)
+        base, lacking = _base(resource, around, gpu_mib, settings)
         if base is None:
             return ModelView(parsed, own, refused=lacking, entry=published)
     app = model_app(*name) if facts is None or facts.import_path is not None else None
     if base is not None:
         app = model_app(base.namespace, base.name)
-    refused = _unsupported(resource, settings) or problem(resource, facts, base, observed, settings)
+    refused = _unsupported(resource, settings) or problem(resource, facts, base, around.secrets, gpu_mib, settings)
     if refused is not None or facts is None:
         return ModelView(parsed, own, refused=refused, entry=published, app=app)
-    _, note = fits(resource, facts, observed, settings)
+    _, note = fits(resource, facts, gpu_mib, settings)
     aliases = tuple(alias for alias in resource.spec.aliases if ids.owner(alias) == parsed.full_name and alias != own)
-    fallbacks, lost = _fallbacks(resource, facts, ids, by_name)
+    fallbacks, lost = _fallbacks(resource, facts, ids, around.others)
     return ModelView(
         parsed,
         own,
@@ -112,19 +195,14 @@ def _unsupported(resource: ModelDeployment, settings: Settings) -> Problem | Non
 
 
 def _base(
-    resource: ModelDeployment,
-    ids: Ids,
-    by_name: Mapping[str, Parsed[ModelDeployment]],
-    observed: Observed,
-    settings: Settings,
+    resource: ModelDeployment, around: _Around, gpu_mib: Mapping[str, int], settings: Settings
 ) -> tuple[ModelDeployment | None, Problem | None]:
     """The model that an adapter runs in; None with what is wrong about it."""
     assert resource.spec.source is not None  # noqa: S101 - the caller has looked
     wanted = str(resource.spec.source.adapter_of)
-    owner = ids.owner(wanted)
-    parsed = by_name.get(owner) if owner else None
-    base = parsed.resource if parsed is not None else None
-    if parsed is None:
+    owner = around.ids.owner(wanted)
+    base = around.others.get(owner) if owner else None
+    if owner not in around.others:
         why = "there is no such model"
     elif base is None:
         why = f"{owner} is not accepted"
@@ -136,7 +214,7 @@ def _base(
         why = f"{owner} runs in engine {base.spec.engine.name}; write the same engine"
     else:
         facts = ENGINES.get(base.spec.engine.name)
-        refused = _unsupported(base, settings) or problem(base, facts, None, observed, settings)
+        refused = _unsupported(base, settings) or problem(base, facts, None, around.secrets, gpu_mib, settings)
         if refused is not None:
             why = f"{owner} is not accepted: {refused.message}"
         elif facts is None or not facts.adapters:
@@ -159,23 +237,23 @@ def _unscheduled(resource: ModelDeployment, settings: Settings) -> Problem | Non
 
 
 def _fallbacks(
-    resource: ModelDeployment, facts: EngineFacts, ids: Ids, by_name: Mapping[str, Parsed[ModelDeployment]]
+    resource: ModelDeployment, facts: EngineFacts, ids: Ids, others: Mapping[str, ModelDeployment | None]
 ) -> tuple[tuple[Fallback, ...], tuple[Problem, ...]]:
     usable: list[Fallback] = []
     lost: list[Problem] = []
     for fallback in resource.spec.fallbacks:
         owner = ids.owner(fallback.model_id)
-        other = by_name.get(owner) if owner else None
+        other = others.get(owner) if owner else None
         why = None
-        if other is None:
+        if owner not in others:
             why = "there is no such model"
-        elif other.resource is None:
+        elif other is None:
             why = f"{owner} is not accepted"
-        elif not permits(other.raw.namespace, other.resource.spec.allowed_namespaces, resource.namespace):
+        elif not permits(other.namespace, other.spec.allowed_namespaces, resource.namespace):
             why = f"{owner} doesn't list {resource.namespace} in allowedNamespaces"
         elif owner == resource.full_name:
             why = "it is an alias of this model"
-        elif not _endpoints(other.resource) & set(resource.spec.endpoints or facts.endpoints):
+        elif not _endpoints(other) & set(resource.spec.endpoints or facts.endpoints):
             why = f"{owner} serves none of this model's endpoints"
         if why:
             lost.append(Problem("FallbackNotUsable", f"fallback {fallback.model_id}: {why}"))

@@ -1,10 +1,12 @@
 """Plans: which models each one really gives, and its catalogue entry. Called by `desired`."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from tollway_operator.builders.identity import Ids, permits
 from tollway_operator.builders.support import unsupported
 from tollway_operator.builders.views import ModelView, PlanView
+from tollway_operator.memo import Memo
 from tollway_operator.observed import Observed, Parsed, Problem
 from tollway_operator.resources import Plan
 from tollway_operator.resources import Quota as QuotaSpec
@@ -12,33 +14,90 @@ from tollway_operator.settings import Settings
 from tollway_serving.contract.catalogue import Endpoint, Limits, PlanEntry, Quota
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A model, as far as plans ask."""
+
+    full_name: str
+    model_id: str
+    namespace: str
+    allowed: tuple[str, ...]
+    labels: Mapping[str, str]
+
+
 def build_plans(
-    observed: Observed, ids: Ids, models: tuple[ModelView, ...], settings: Settings
+    observed: Observed, ids: Ids, models: tuple[ModelView, ...], settings: Settings, memo: Memo
 ) -> tuple[PlanView, ...]:
     """One view an object, oldest first."""
+    uids = [parsed.raw.uid for parsed in observed.plans]
     published = {entry.name: entry for entry in observed.published.plans} if observed.published else {}
-    offered = {view.parsed.full_name: view for view in models if view.entry is not None}
-    return tuple(_view(parsed, ids, offered, published.get(parsed.full_name), settings) for parsed in observed.plans)
+    names = [view.parsed.full_name for view in models]
+    offered = memo.once(_offered, tuple(memo.each(_offer, names, models)))
+    mentioned = memo.each(_mentioned, uids, [parsed.resource for parsed in observed.plans])
+    return tuple(
+        memo.each(
+            _view,
+            uids,
+            observed.plans,
+            [ids.of(models) for models in mentioned],
+            [published.get(parsed.full_name) for parsed in observed.plans],
+            common=(offered, settings.embedded),
+        )
+    )
+
+
+def _offered(offers: tuple[Offer | None, ...]) -> Mapping[str, Offer]:
+    """By full name."""
+    return {offer.full_name: offer for offer in offers if offer is not None}
+
+
+def _offer(view: ModelView) -> Offer | None:
+    if view.entry is None:
+        return None
+    raw = view.parsed.raw
+    if view.parsed.resource is not None:
+        allowed = view.parsed.resource.spec.allowed_namespaces
+    else:
+        allowed = names_in(raw.spec.get("allowedNamespaces"))
+    return Offer(view.parsed.full_name, view.model_id, raw.namespace, allowed, raw.labels)
+
+
+def names_in(written: object) -> tuple[str, ...]:
+    """A list of names in an object that this release can't read as a whole."""
+    return tuple(item for item in written if isinstance(item, str)) if isinstance(written, list) else ()
+
+
+def _mentioned(resource: Plan | None) -> tuple[str, ...]:
+    """The models that a plan names."""
+    if resource is None:
+        return ()
+    spec = resource.spec
+    ids = [*(spec.models.ids or () if spec.models else ()), *(default.model_id for default in spec.default_models)]
+    return (*ids, *quota_models(spec.quotas))
+
+
+def quota_models(written: Iterable[QuotaSpec]) -> list[str]:
+    return [model for quota in written if quota.models for model in quota.models.ids]
 
 
 def _view(
     parsed: Parsed[Plan],
     ids: Ids,
-    offered: Mapping[str, ModelView],
     published: PlanEntry | None,
-    settings: Settings,
+    offered: Mapping[str, Offer],
+    embedded: bool,
 ) -> PlanView:
     resource = parsed.resource
     if resource is None:
         return PlanView(parsed, refused=parsed.problem, entry=published)
-    problem = unsupported("Plan", resource, embedded=settings.embedded)
+    problem = unsupported("Plan", resource, embedded=embedded)
     if problem is not None:
         return PlanView(parsed, refused=problem, entry=published)
     spec = resource.spec
     unresolved: list[Problem] = []
     given: set[str] = set()
     if spec.models is None:
-        given.update(view.model_id for view in offered.values() if _may(view, resource.namespace))
+        given.update(offer.model_id for offer in offered.values() if _may(offer, resource.namespace))
     else:
         for wanted in spec.models.ids or ():
             found = _resolve(wanted, ids, offered, resource.namespace, "spec.models.ids")
@@ -49,9 +108,9 @@ def _view(
         if spec.models.selector is not None:
             labels = spec.models.selector.match_labels
             given.update(
-                view.model_id
-                for view in offered.values()
-                if _may(view, resource.namespace) and _matches(view.parsed.raw.labels, labels)
+                offer.model_id
+                for offer in offered.values()
+                if _may(offer, resource.namespace) and _matches(offer.labels, labels)
             )
     defaults: dict[Endpoint, str] = {}
     for default in spec.default_models:
@@ -106,25 +165,20 @@ def resolve_all(wanted: Iterable[str], ids: Ids) -> tuple[str, ...]:
     return tuple(sorted({ids.model_ids.get(item, item) for item in wanted}))
 
 
-def _resolve(wanted: str, ids: Ids, offered: Mapping[str, ModelView], namespace: str, path: str) -> str | Problem:
+def _resolve(wanted: str, ids: Ids, offered: Mapping[str, Offer], namespace: str, path: str) -> str | Problem:
     owner = ids.owner(wanted)
     if owner is None:
         return Problem("ModelNotFound", f"{path}: there is no model {wanted}")
-    view = offered.get(owner)
-    if view is None:
+    offer = offered.get(owner)
+    if offer is None:
         return Problem("ModelNotFound", f"{path}: {wanted} ({owner}) is not accepted yet")
-    if not _may(view, namespace):
+    if not _may(offer, namespace):
         return Problem("NotPermitted", f"{path}: {owner} doesn't list {namespace} in allowedNamespaces")
-    return view.model_id
+    return offer.model_id
 
 
-def _may(view: ModelView, namespace: str) -> bool:
-    raw = view.parsed.raw
-    if view.parsed.resource is not None:
-        return permits(raw.namespace, view.parsed.resource.spec.allowed_namespaces, namespace)
-    allowed = raw.spec.get("allowedNamespaces")  # of an object that this release can't read as a whole
-    names = [item for item in allowed if isinstance(item, str)] if isinstance(allowed, list) else []
-    return permits(raw.namespace, names, namespace)
+def _may(offer: Offer, namespace: str) -> bool:
+    return permits(offer.namespace, offer.allowed, namespace)
 
 
 def _matches(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:

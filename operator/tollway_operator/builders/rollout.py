@@ -9,9 +9,10 @@ it isn't tried in a circle.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from tollway_operator.builders.applications import App, Config, fingerprint, same
+from tollway_operator.builders.applications import App, Config, same
 from tollway_operator.builders.pools import Demand, together
 from tollway_operator.builders.states import last_line
+from tollway_operator.memo import Clock, Memo
 from tollway_operator.observed import Drain, Failed, Good, Memory, Observed
 from tollway_operator.ports import AppStatus
 from tollway_serving.contract.applications import MODEL_APP_PREFIX
@@ -37,61 +38,43 @@ class Rollout:
     wake_at: int | None = None  # when a retry is due
 
 
-def roll_out(apps: Iterable[App], observed: Observed) -> Rollout:
+def roll_out(apps: Iterable[App], observed: Observed, memo: Memo) -> Rollout:
     """The set for a Ray that answers; an unreachable one gets nothing, so its memory stays as it is."""
     ray = observed.ray
     wanted = {app.name: app for app in apps}
     if ray is None:
         return Rollout(memory=observed.memory, demands=_demands(wanted.values(), observed.memory))
+    good, failed = dict(observed.memory.good), dict(observed.memory.failed)
+    steps = memo.each(
+        _step,
+        wanted,
+        wanted.values(),
+        [ray.apps.get(name) for name in wanted],
+        [good.get(name) for name in wanted],
+        [failed.get(name) for name in wanted],
+        [observed.last_words.get(name, "") for name in wanted],
+        now=observed.now,
+    )
     configs: dict[str, Config] = {}
-    good = dict(observed.memory.good)
-    failed = dict(observed.memory.failed)
     rolled_back: dict[str, Failed] = {}
     failures: dict[str, Failed] = {}
     restarting: set[str] = set()
     wakes: list[int] = []
-
-    for app in wanted.values():
-        there = ray.apps.get(app.name)
-        if app.config is None:
-            kept = there.config if there is not None and there.config is not None else None
-            if kept is None and app.name in good:
-                kept = good[app.name].config
-            if kept is not None:
-                configs[app.name] = kept
-            continue
-        mark = fingerprint(app.config)
-        failure = failed.get(app.name)
-        if failure is not None and failure.fingerprint != mark:
-            failed.pop(app.name)  # the object has changed: tried anew
-            failure = None
-        if there is not None and same(there.config, app.config):
-            if there.status == "RUNNING":
-                failed.pop(app.name, None)
-                failure = None
-                before = good.get(app.name)
-                now = (app.generation, app.demand)
-                if before is None or (before.generation, before.demand) != now or not same(before.config, app.config):
-                    good[app.name] = Good(app.config, app.generation, app.demand)
-            elif there.status == "DEPLOY_FAILED" and (failure is None or _has_news(failure, there)):
-                failure = _failure(there, mark, failure, observed)
-                failed[app.name] = failure
-        last = good.get(app.name)
-        if failure is None:
-            configs[app.name] = app.config
-        elif last is not None and not same(last.config, app.config):
-            configs[app.name] = last.config
-            rolled_back[app.name] = failure
+    for name, step in zip(wanted, steps, strict=True):
+        if step.config is not None:
+            configs[name] = step.config
+        if step.good is not None:
+            good[name] = step.good
+        if step.failed is not None:
+            failed[name] = step.failed
         else:
-            failures[app.name] = failure
-            retry_at = failure.at + min(_LONGEST_RETRY, _RETRY_AFTER * 2 ** (failure.tries - 1))
-            is_down = there is not None and there.status == "DEPLOY_FAILED" and not there.running_replicas
-            if is_down and observed.now >= retry_at:
-                restarting.add(app.name)
-                failed[app.name] = Failed(mark, failure.message, observed.now, failure.tries + 1)
-            else:
-                configs[app.name] = app.config
-                wakes.append(retry_at)
+            failed.pop(name, None)
+        if step.failure is not None:
+            (rolled_back if step.back else failures)[name] = step.failure
+        if step.restart:
+            restarting.add(name)
+        if step.retry_at is not None:
+            wakes.append(step.retry_at)
 
     draining, drain = _drain(wanted, observed, configs)
     gone = (
@@ -113,6 +96,48 @@ def roll_out(apps: Iterable[App], observed: Observed) -> Rollout:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """What becomes of one application."""
+
+    config: Config | None = None  # to run now; None: nothing
+    good: Good | None = None
+    failed: Failed | None = None  # to keep in mind
+    failure: Failed | None = None  # that counts now
+    back: bool = False  # the version before runs because of it
+    restart: bool = False
+    retry_at: int | None = None
+
+
+def _step(
+    app: App, there: AppStatus | None, good: Good | None, failed: Failed | None, words: str, *, clock: Clock
+) -> _Step:
+    if app.config is None:
+        kept = there.config if there is not None and there.config is not None else None
+        return _Step(kept if kept is not None or good is None else good.config, good, failed)
+    failure = failed
+    if failure is not None and failure.fingerprint != app.mark:
+        failure = None  # the object has changed: tried anew
+    if there is not None and same(there.config, app.config):
+        if there.status == "RUNNING":
+            failure = None
+            now = (app.generation, app.demand)
+            if good is None or (good.generation, good.demand) != now or not same(good.config, app.config):
+                good = Good(app.config, app.generation, app.demand)
+        elif there.status == "DEPLOY_FAILED" and (failure is None or _has_news(failure, there)):
+            failure = _failure(there, app.mark, failure, words, clock)
+    if failure is None:
+        return _Step(app.config, good)
+    if good is not None and not same(good.config, app.config):
+        return _Step(good.config, good, failure, failure, back=True)
+    retry_at = failure.at + min(_LONGEST_RETRY, _RETRY_AFTER * 2 ** (failure.tries - 1))
+    is_down = there is not None and there.status == "DEPLOY_FAILED" and not there.running_replicas
+    if is_down and clock.reached(retry_at):
+        again = Failed(app.mark, failure.message, clock.now, failure.tries + 1)
+        return _Step(None, good, again, failure, restart=True)
+    return _Step(app.config, good, failure, failure, retry_at=retry_at)
+
+
 def _demands(apps: Iterable[App], memory: Memory) -> tuple[Demand, ...]:
     """Pods of what is to run: the last good version's, where the written one has failed or isn't accepted."""
     found = []
@@ -121,7 +146,7 @@ def _demands(apps: Iterable[App], memory: Memory) -> tuple[Demand, ...]:
         demand = app.demand
         if app.config is None:
             demand = last.demand if last is not None else None
-        elif failure is not None and failure.fingerprint == fingerprint(app.config) and last is not None:
+        elif failure is not None and failure.fingerprint == app.mark and last is not None:
             demand = last.demand or app.demand
         if demand is not None:
             found.append(demand)
@@ -133,12 +158,12 @@ def _has_news(failure: Failed, there: AppStatus) -> bool:
     return there.last_deployed > failure.at + 1 and bool(last_line(there.message))
 
 
-def _failure(there: AppStatus, mark: str, before: Failed | None, observed: Observed) -> Failed:
+def _failure(there: AppStatus, mark: str, before: Failed | None, words: str, clock: Clock) -> Failed:
     message = last_line(there.message) or "Ray gives no reason"
-    words = " | ".join(observed.last_words.get(there.name, "").splitlines())[-_LONGEST_WORDS:]
+    words = " | ".join(words.splitlines())[-_LONGEST_WORDS:]
     if words:
         message += f"; its last lines: {words}"
-    return Failed(mark, message, before.at if before else observed.now, before.tries if before else 1)
+    return Failed(mark, message, before.at if before else clock.now, before.tries if before else 1)
 
 
 def _drain(
@@ -148,9 +173,11 @@ def _drain(
     assert observed.ray is not None  # noqa: S101 - the caller has looked
     draining: set[str] = set()
     drain: dict[str, Drain] = {}
-    published = {entry.target.url for entry in observed.published.models} if observed.published else None
-    for name, there in observed.ray.apps.items():
-        if name in wanted or there.config is None or there.status == "DELETING":
+    others = [name for name in observed.ray.apps if name not in wanted]
+    published = {entry.target.url for entry in observed.published.models} if others and observed.published else None
+    for name in others:
+        there = observed.ray.apps[name]
+        if there.config is None or there.status == "DELETING":
             continue
         if not name.startswith(MODEL_APP_PREFIX):
             configs[name] = there.config  # somebody else's application in the same Ray

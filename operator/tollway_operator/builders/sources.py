@@ -6,11 +6,22 @@ Called by `checks`, `models` and `applications`. Nothing is downloaded here: eng
 from collections.abc import Iterable, Mapping
 
 from tollway_operator.builders.pools import Needs
-from tollway_operator.observed import Observed, Problem
+from tollway_operator.observed import Problem
+from tollway_operator.ports import SecretView
 from tollway_operator.resources import ModelDeployment
 from tollway_operator.settings import Settings
 from tollway_serving.contract.engines import EngineFacts
 from tollway_serving.contract.sources import LOADER_ENTRIES, SECRET_ENTRIES, SourceUriError, read
+
+Secrets = Mapping[tuple[str, str], SecretView]
+"""By namespace and name: those that a model names."""
+
+
+def named_secrets(resource: ModelDeployment) -> tuple[tuple[str, str], ...]:
+    """Namespace and name of every Secret that a model names."""
+    spec = resource.spec
+    references = (spec.remote.secret_ref if spec.remote else None, spec.source.secret_ref if spec.source else None)
+    return tuple((resource.namespace, reference.name) for reference in references if reference is not None)
 
 
 def wrong_source(resource: ModelDeployment, facts: EngineFacts, settings: Settings) -> str | None:
@@ -39,12 +50,12 @@ def wrong_source(resource: ModelDeployment, facts: EngineFacts, settings: Settin
     return None
 
 
-def secret_problem(resource: ModelDeployment, observed: Observed) -> Problem | None:
+def secret_problem(resource: ModelDeployment, secrets: Secrets) -> Problem | None:
     reference = resource.spec.source.secret_ref if resource.spec.source else None
     if reference is None:
         return None
     place = f"Secret {resource.namespace}/{reference.name}"
-    secret = observed.secrets.get((resource.namespace, reference.name))
+    secret = secrets.get((resource.namespace, reference.name))
     if secret is None:
         return Problem("SecretNotFound", f"spec.source.secretRef: there is no {place}")
     if not set(LOADER_ENTRIES) & secret.values.keys():
@@ -70,8 +81,8 @@ def secret_files(secrets: Iterable[tuple[str, str, tuple[str, ...]]]) -> dict[st
     }
 
 
-def needs(models: Iterable[ModelDeployment], observed: Observed) -> Needs:
-    secrets: dict[tuple[str, str], tuple[str, str, tuple[str, ...]]] = {}
+def needs(models: Iterable[ModelDeployment], secrets: Secrets) -> Needs:
+    mounted: dict[tuple[str, str], tuple[str, str, tuple[str, ...]]] = {}
     claims = set()
     for model in models:
         source = model.spec.source
@@ -79,12 +90,12 @@ def needs(models: Iterable[ModelDeployment], observed: Observed) -> Needs:
             continue
         if source.secret_ref is not None:
             place = (model.namespace, source.secret_ref.name)
-            view = observed.secrets.get(place)
+            view = secrets.get(place)
             there: Mapping[str, object] = view.values if view else {}
-            secrets[place] = (*place, tuple(sorted(set(LOADER_ENTRIES) & there.keys())))
+            mounted[place] = (*place, tuple(sorted(set(LOADER_ENTRIES) & there.keys())))
         if source.uri is not None and source.uri.startswith("pvc://"):
             claims.add(read(source.uri).place)
-    return Needs(tuple(secrets[place] for place in sorted(secrets)), tuple(sorted(claims)))
+    return Needs(tuple(mounted[place] for place in sorted(mounted)), tuple(sorted(claims)))
 
 
 def _list(items: Iterable[str]) -> str:

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from tollway_operator.ports import AppStatus, RayStatus
+from tollway_operator.ports import AppStatus
 from tollway_serving.contract.catalogue import ModelState
 
 _MODULE = re.compile(r"^(?:[A-Za-z_]\w*\.)+(?=[A-Z]\w*:)")
@@ -20,12 +20,12 @@ class AppView:
     wanted: int = 0
 
 
-def app_view(name: str, ray: RayStatus | None, before: ModelState | None) -> AppView:
-    """`before` is the state last published: it stays where Ray doesn't say. Ray unreachable says nothing about its
-    replicas, and while Serve builds a new version it reports no deployment at all though the old one serves on."""
-    if ray is None:
+def app_view(app: AppStatus | None, before: ModelState | None, answers: bool) -> AppView:
+    """`app` is what Ray has of it, `before` the state last published: it stays where Ray doesn't say. A Ray that
+    doesn't answer says nothing about replicas, and while Serve builds a new version it reports no deployment at all
+    though the old one serves on."""
+    if not answers:
         return AppView(before or "Starting")
-    app = ray.apps.get(name)
     if app is None or app.status == "NOT_STARTED":
         return AppView("Starting")
     ready, wanted = app.running_replicas, app.total_replicas

@@ -1,12 +1,17 @@
 """What the builders find out about each object: read by the catalogue and application builders, plan and status."""
 
 from dataclasses import dataclass, field
+from operator import attrgetter
 
 from tollway_operator.builders.pools import Pool
 from tollway_operator.observed import Parsed, Problem
+from tollway_operator.ports import SecretView
 from tollway_operator.resources import ApiKey, ModelDeployment, Plan
 from tollway_serving.contract.catalogue import KeyEntry, ModelEntry, PlanEntry
 from tollway_serving.contract.engines import EngineFacts
+
+uid_of = attrgetter("parsed.raw.uid")
+"""Of any view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +52,9 @@ class KeyView:
 
     parsed: Parsed[ApiKey]
     refused: Problem | None = None
+    secret: SecretView | None = None  # what is under the name of its Secret
     current: KeyEntry | None = None
+    known: bool = False  # gateways have the current one
     entries: tuple[KeyEntry, ...] = ()
     prefix: str = ""
     last_four: str = ""
@@ -56,6 +63,26 @@ class KeyView:
     generated: bool = True  # the Secret is ours to make
     secret_missing: bool = False
     expired: bool = False
+
+    plan: str = field(init=False, compare=False)
+    """The plan and the account that its object names; "" where it can't be read."""
+    account: str = field(init=False, compare=False)
+    user: tuple[str, str] | None = field(init=False, compare=False)
+    """Plan and account of what is accepted."""
+    moments: tuple[int, ...] = field(init=False, compare=False)
+    """When it becomes another one although nobody changes an object."""
+
+    def __post_init__(self) -> None:
+        resource, first = self.parsed.resource, next(iter(self.entries), None)
+        expires = self.current.expires_at if self.current is not None and not self.expired else None
+        moments = (self.rotate_at, expires, *(entry.replaced_until for entry in self.entries))
+        for name, value in (
+            ("plan", resource.plan if resource is not None else ""),
+            ("account", resource.account if resource is not None else ""),
+            ("user", (first.plan, first.account) if first is not None else None),
+            ("moments", tuple(moment for moment in moments if moment is not None)),
+        ):
+            object.__setattr__(self, name, value)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,6 @@ guarantees to be comparable.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -22,16 +21,17 @@ class Entry(Generic[Value]):
     name: str
     version: int
     value: Value
+    names: frozenset[tuple[str, str]] = frozenset()  # namespaces and names of users' Secrets that it refers to
 
 
 class Cache(Generic[Value]):
     def __init__(self) -> None:
+        self.values: dict[tuple[str, str], Value] = {}
+        """By namespace and name; not to be changed."""
         self._by_uid: dict[str, Entry[Value]] = {}
         self._by_name: dict[tuple[str, str], str] = {}  # uid
+        self._naming: dict[str, frozenset[tuple[str, str]]] = {}  # `names` by uid, where there are any
         self._gone: OrderedDict[str, int] = OrderedDict()
-
-    def __iter__(self) -> Iterator[Value]:
-        return (entry.value for entry in self._by_uid.values())
 
     def __len__(self) -> int:
         return len(self._by_uid)
@@ -43,12 +43,19 @@ class Cache(Generic[Value]):
         uid = self._by_name.get((namespace, name))
         return None if uid is None else self._by_uid[uid]
 
+    @property
+    def names(self) -> frozenset[tuple[str, str]]:
+        """Of all entries together."""
+        return frozenset().union(*self._naming.values())
+
+    def lacks(self, uid: str, version: int) -> bool:
+        """Whether that would be news: no version that isn't newer than the known one or than the object's end is."""
+        known = self._by_uid.get(uid)
+        return version > self._gone.get(uid, 0) and (known is None or version > known.version)
+
     def put(self, entry: Entry[Value]) -> bool:
-        """Whether it is news: a version that isn't newer than the known one or than the object's end is ignored."""
-        if entry.version <= self._gone.get(entry.uid, 0):
-            return False
-        known = self._by_uid.get(entry.uid)
-        if known is not None and known.version >= entry.version:
+        """Whether it was news; else it is ignored."""
+        if not self.lacks(entry.uid, entry.version):
             return False
         same_name = self.by_name(entry.namespace, entry.name)
         if same_name is not None and same_name.uid != entry.uid:
@@ -57,6 +64,10 @@ class Cache(Generic[Value]):
             self.drop(same_name.uid, entry.version)
         self._by_uid[entry.uid] = entry
         self._by_name[entry.namespace, entry.name] = entry.uid
+        self.values[entry.namespace, entry.name] = entry.value
+        self._naming.pop(entry.uid, None)
+        if entry.names:
+            self._naming[entry.uid] = entry.names
         return True
 
     def drop(self, uid: str, version: int) -> bool:
@@ -69,8 +80,10 @@ class Cache(Generic[Value]):
         if len(self._gone) > _TOMBSTONES:
             self._gone.popitem(last=False)
         entry = self._by_uid.pop(uid, None)
+        self._naming.pop(uid, None)
         if entry is not None and self._by_name.get((entry.namespace, entry.name)) == uid:
             del self._by_name[entry.namespace, entry.name]
+            del self.values[entry.namespace, entry.name]
         return entry is not None
 
     def absent(self, listed: set[str], version: int, namespace: str | None) -> list[str]:

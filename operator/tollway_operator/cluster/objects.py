@@ -7,6 +7,7 @@ Reads come from caches, writes go straight to the server. A watch can miss delet
 import asyncio
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, get_args
 
 import structlog
@@ -85,6 +86,9 @@ class ClusterObjects:
     def _put(self, resource: Resource, body: Object) -> None:
         meta = body["metadata"]
         uid, version = meta["uid"], int(meta["resourceVersion"])
+        cache: Cache[Any] = self._secrets if resource == "Secret" else self._objects[resource]
+        if not cache.lacks(uid, version):
+            return
         if resource == "Secret":
             view = to_view(body)
             before = self._secrets.by_uid(uid)
@@ -94,7 +98,8 @@ class ClusterObjects:
             return
         raw = to_raw(resource, body)
         known = self._objects[resource].by_uid(uid)
-        news = self._objects[resource].put(Entry(uid, raw.namespace, raw.name, version, raw))
+        names = frozenset(_references(raw))
+        news = self._objects[resource].put(Entry(uid, raw.namespace, raw.name, version, raw, names))
         if news and (known is None or self._differs(known.value, raw)):
             self.changed.set()
 
@@ -178,9 +183,9 @@ class ClusterObjects:
 
     async def snapshot(self) -> Snapshot:
         memory = await self._memory.load()
-        objects = tuple(raw for cache in self._objects.values() for raw in cache)
-        watched = {(view.namespace, view.name): view for view in self._secrets}
-        named = {name for raw in objects for name in _references(raw)}
+        objects = tuple(chain.from_iterable(cache.values.values() for cache in self._objects.values()))
+        watched = dict(self._secrets.values)
+        named = frozenset[Name]().union(*(cache.names for cache in self._objects.values()))
         read = await self._reader.views(named - watched.keys())
         return Snapshot(objects, {**read, **watched}, memory, self.listed.is_set())
 

@@ -6,6 +6,7 @@ enforce it in Python. Names are the API's in snake_case, with the API's camelCas
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import (
@@ -141,6 +142,7 @@ Quantity = Annotated[
 ]
 
 
+@lru_cache(1024)
 def is_duration(text: str) -> bool:
     return bool(text) and re.fullmatch(quantities.DURATION.strip("^$"), text) is not None
 
@@ -186,7 +188,7 @@ class Model(BaseModel):
     @classmethod
     def _nulls_are_absent(cls, value: Any) -> Any:
         """As to the API server; a null in an unknown field stays, to be refused."""
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and None in value.values():
             known = {field.alias for field in cls.model_fields.values()}
             return {key: item for key, item in value.items() if item is not None or key not in known}
         return value

@@ -7,6 +7,7 @@ others.
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 
 from tollway_serving.contract.units import MICRO
 
@@ -37,6 +38,7 @@ def micro_credits(value: int | str) -> int:
     return int(whole) * MICRO + int(part.ljust(6, "0") if part else 0)
 
 
+@lru_cache(1024)
 def milliseconds(text: str) -> int:
     """Milliseconds of a duration such as "1h30m"."""
     found = re.fullmatch(DURATION.strip("^$"), text)

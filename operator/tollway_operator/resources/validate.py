@@ -96,8 +96,10 @@ def validate(kind: ports.Kind, metadata: Metadata, spec: Mapping[str, Any] | Non
 
 def _numbers_as_stored(value: Any) -> Any:
     """Numbers as the API server reads them: 2.0 is 2, and an integer beyond 64 bits is no integer."""
+    if type(value) is str:  # nearly all
+        return value
     match value:
-        case Mapping():
+        case dict() | Mapping():
             return {key: _numbers_as_stored(item) for key, item in value.items()}
         case list() | tuple():
             return [_numbers_as_stored(item) for item in value]

@@ -1,11 +1,11 @@
 """The conditions of Plans and ApiKeys. Called by `judge`."""
 
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
 
 from tollway_operator.builders.views import KeyView, PlanView
-from tollway_operator.observed import Observed
+from tollway_operator.memo import Clock
 from tollway_operator.resources.conditions import (
     KeyAccepted,
     KeyNearLimit,
@@ -13,13 +13,13 @@ from tollway_operator.resources.conditions import (
     PlanReady,
     PlanResolvedRefs,
 )
-from tollway_operator.status.conditions import Condition, Judgement, Outcome, reason, sentence, timestamp, write
-from tollway_serving.contract.catalogue import PlanEntry
+from tollway_operator.status.conditions import Condition, Judgement, Reach, reason, sentence, timestamp, write
+from tollway_serving.contract.catalogue import Quota
 from tollway_serving.contract.units import format_credits
 from tollway_serving.ledger.port import AccountUsage
 
 
-def judge_plan(view: PlanView, users: tuple[int, int] | None, observed: Observed, outcome: Outcome) -> Judgement:
+def judge_plan(view: PlanView, users: tuple[int, int] | None, reach: Reach, *, clock: Clock) -> Judgement:
     """`users`: how many ApiKeys are on it, and how many accounts these have; None: what was written last stays."""
     before = view.parsed.raw.status
     keys, accounts = users or (before.get("keys"), before.get("accounts"))
@@ -30,8 +30,8 @@ def judge_plan(view: PlanView, users: tuple[int, int] | None, observed: Observed
         resolved = Condition("ResolvedRefs", PlanResolvedRefs.RESOLVED)
     if view.refused:
         ready = Condition("Ready", PlanReady.UNSUPPORTED_FIELD, view.refused.message)
-    elif not outcome.published:
-        ready = Condition("Ready", PlanReady.LEDGER_UNREACHABLE, outcome.ledger_error)
+    elif not reach.published:
+        ready = Condition("Ready", PlanReady.LEDGER_UNREACHABLE, reach.ledger_error)
     else:
         ready = Condition("Ready", PlanReady.PUBLISHED)
     fields = {
@@ -40,16 +40,39 @@ def judge_plan(view: PlanView, users: tuple[int, int] | None, observed: Observed
         "accounts": accounts,
     }
     warn = (("ResolvedRefs", "False"), ("Ready", "False"))
-    return write(view.parsed.raw, (resolved, ready), fields, observed.now, warn=warn)
+    return write(view.parsed.raw, (resolved, ready), fields, clock, warn=warn)
 
 
-def judge_key(view: KeyView, plan: PlanEntry | None, observed: Observed, outcome: Outcome) -> Judgement:
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of a plan, what its accounts can come near to."""
+
+    quotas: tuple[Quota, ...]
+    low_watermark_micro: int | None
+
+
+def bounds(view: PlanView) -> Bounds | None:
+    entry = view.entry
+    return Bounds(entry.limits.quotas, entry.low_watermark_micro) if entry is not None else None
+
+
+def judge_key(
+    view: KeyView,
+    plan: Bounds | None,
+    usage: AccountUsage | None,
+    error: str | None,
+    not_ours: bool,
+    reach: Reach,
+    *,
+    clock: Clock,
+) -> Judgement:
+    """`error`: why its Secret couldn't be written."""
     raw = view.parsed.raw
+    if view.secret_missing and not error:  # the next pass sees the Secret: no status for a moment's sake
+        return Judgement(raw, raw.status, changed=False, settled=False)
     resource = view.parsed.resource
-    key_error = outcome.key_errors.get(raw.key, "")
-    accepted = _accepted(view, raw.key in outcome.not_ours, key_error)
-    ready = _ready(view, accepted, outcome, key_error)
-    usage = observed.usage.get(resource.account) if resource else None
+    accepted = _accepted(view, not_ours, error or "")
+    ready = _ready(view, accepted, reach, error or "")
     conditions = (accepted, ready, _near_limit(usage, plan))
     fields: dict[str, Any] = {
         "plan": resource.plan if resource else None,
@@ -60,25 +83,23 @@ def judge_key(view: KeyView, plan: PlanEntry | None, observed: Observed, outcome
         "usage": _usage(usage) if usage else raw.status.get("usage"),
     }
     warn = (("Accepted", "False"), ("NearLimit", "True"))
-    passing = view.secret_missing and not key_error  # the next pass sees the Secret: no status for a moment's sake
-    judgement = write(raw, conditions, fields, observed.now, warn=warn, settled=not passing)
-    return replace(judgement, changed=False, events=()) if passing else judgement
+    return write(raw, conditions, fields, clock, warn=warn)
 
 
-def _accepted(view: KeyView, not_ours: bool, key_error: str) -> Condition:
+def _accepted(view: KeyView, not_ours: bool, error: str) -> Condition:
     if view.refused:
         return Condition("Accepted", reason(KeyAccepted, view.refused.reason), view.refused.message)
     if not_ours:
-        return Condition("Accepted", KeyAccepted.SECRET_NOT_OURS, key_error)
+        return Condition("Accepted", KeyAccepted.SECRET_NOT_OURS, error)
     return Condition("Accepted", KeyAccepted.ACCEPTED)
 
 
-def _ready(view: KeyView, accepted: Condition, outcome: Outcome, key_error: str) -> Condition:
+def _ready(view: KeyView, accepted: Condition, reach: Reach, error: str) -> Condition:
     resource = view.parsed.resource
     if accepted.reason.status == "False" and not view.entries:
         return Condition("Ready", KeyReady.NOT_ACCEPTED, accepted.message)
-    if not outcome.published:
-        return Condition("Ready", KeyReady.LEDGER_UNREACHABLE, outcome.ledger_error)
+    if not reach.published:
+        return Condition("Ready", KeyReady.LEDGER_UNREACHABLE, reach.ledger_error)
     if any(entry.state == "Suspended" for entry in view.entries) or (resource and resource.spec.state == "Suspended"):
         return Condition("Ready", KeyReady.SUSPENDED)
     if view.expired:
@@ -87,15 +108,15 @@ def _ready(view: KeyView, accepted: Condition, outcome: Outcome, key_error: str)
     if accepted.reason.status == "False":
         return Condition("Ready", KeyReady.ACTIVE, "the last accepted version counts")
     if view.current is None:
-        return Condition("Ready", KeyReady.NOT_ACCEPTED, key_error or "its Secret is being made")
+        return Condition("Ready", KeyReady.NOT_ACCEPTED, error or "its Secret is being made")
     return Condition("Ready", KeyReady.ACTIVE)
 
 
-def _near_limit(usage: AccountUsage | None, plan: PlanEntry | None) -> Condition:
+def _near_limit(usage: AccountUsage | None, plan: Bounds | None) -> Condition:
     if usage is None or plan is None:
         return Condition("NearLimit", KeyNearLimit.WITHIN_LIMITS)
     left = usage.credits_left_micro
-    limits = {quota.name: quota.limit for quota in plan.limits.quotas}
+    limits = {quota.name: quota.limit for quota in plan.quotas}
     used_up = [name for name, limit in limits.items() if usage.quotas_used.get(name, 0) >= limit]
     if left is not None and left <= 0:
         return Condition("NearLimit", KeyNearLimit.USED_UP, "the account's credits are used up")

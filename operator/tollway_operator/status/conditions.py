@@ -3,9 +3,11 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
-from tollway_operator.ports import Kind, Raw
+from tollway_operator.memo import Clock
+from tollway_operator.ports import Raw
 from tollway_operator.resources.conditions import Reason
 
 R = TypeVar("R", bound=Reason)
@@ -37,25 +39,33 @@ class Judgement:
     changed: bool
     events: tuple[Event, ...] = ()
     settled: bool = True  # nothing about it is about to change by itself
+    urgent: bool = True  # a condition changes, not only numbers such as usage
+
+
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """What every object's status depends on."""
+
+    published: bool = True  # the ledger has what is wanted
+    ledger_error: str = ""
+    ray_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How the plan's execution went, as far as statuses tell of it."""
 
-    published: bool = True  # the ledger has what is wanted
-    ledger_error: str = ""
-    ray_error: str = ""
+    reach: Reach = field(default_factory=Reach)
     refused_apps: Mapping[str, str] = field(default_factory=dict)  # configs that Ray would not even take, by name
-    key_errors: Mapping[tuple[Kind, str, str], str] = field(default_factory=dict)
-    not_ours: frozenset[tuple[Kind, str, str]] = frozenset()
+    key_errors: Mapping[str, str] = field(default_factory=dict)  # why Secrets couldn't be written, by the ApiKey's uid
+    not_ours: frozenset[str] = frozenset()  # of these ApiKeys: the Secret is somebody else's
 
 
 def write(
     raw: Raw,
     conditions: Sequence[Condition],
     fields: Mapping[str, Any],
-    now: int,
+    clock: Clock,
     *,
     settled: bool = True,
     warn: Iterable[tuple[str, str]] = (),
@@ -78,7 +88,7 @@ def write(
                 "type": condition.type,
                 "status": status,
                 "observedGeneration": raw.generation,
-                "lastTransitionTime": old["lastTransitionTime"] if same else timestamp(now),
+                "lastTransitionTime": old["lastTransitionTime"] if same else timestamp(clock.now),
                 "reason": condition.reason.value,
                 "message": message,
             }
@@ -93,9 +103,11 @@ def write(
         **{key: value for key, value in fields.items() if value is not None},
     }
     changed = dict(raw.status) != status_
-    return Judgement(raw, status_, changed, tuple(events) if changed else (), settled)
+    urgent = raw.status.get("conditions") != written
+    return Judgement(raw, status_, changed, tuple(events) if changed else (), settled, urgent)
 
 
+@lru_cache(256)
 def timestamp(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

@@ -1,12 +1,13 @@
 """The conditions of a ModelDeployment, one function a condition type. Called by `judge`."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
-from tollway_operator.builders.applications import same
-from tollway_operator.builders.desired import Desired
+from tollway_operator.builders.applications import Config, same
 from tollway_operator.builders.states import AppView
 from tollway_operator.builders.views import ModelView
-from tollway_operator.observed import Observed
+from tollway_operator.memo import Clock
+from tollway_operator.observed import Failed
 from tollway_operator.platform import PoolStatus
 from tollway_operator.ports import AppStatus
 from tollway_operator.resources.conditions import (
@@ -16,7 +17,7 @@ from tollway_operator.resources.conditions import (
     ModelReady,
     ModelScheduled,
 )
-from tollway_operator.status.conditions import Condition, Judgement, Outcome, reason, sentence, write
+from tollway_operator.status.conditions import Condition, Judgement, Reach, reason, sentence, write
 
 _WARN = (("Accepted", "False"), ("Scheduled", "False"), ("Degraded", "True"))
 _TROUBLE = (
@@ -30,40 +31,48 @@ _SOURCE_ERRORS = ("ModelMissingError", "SourceError")
 """Exception classes by which engines say that the weights are the matter."""
 
 
-def judge_model(view: ModelView, observed: Observed, desired: Desired, outcome: Outcome) -> Judgement:
-    app = desired.apps.get(view.app) if view.app else None
-    there = observed.ray.apps.get(view.app) if observed.ray and view.app else None
-    pool = _pool(view, observed)
-    ready = _ready(view, app, desired, outcome, pool)
-    progressing = _progressing(view, app, there, observed, desired)
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A model's application: what Ray says of it (`there`, and `app` in the catalogue's words), what the rollout does
+    with it, and its pods."""
+
+    app: AppView | None = None
+    there: AppStatus | None = None
+    wanted: Config | None = None
+    back: Failed | None = None  # it runs the version before because of this failure
+    failure: Failed | None = None  # nothing good to go back to
+    serving: int | None = None  # the generation that was last seen running
+    refusal: str = ""  # Ray would not even take its config
+    pool: PoolStatus = field(default_factory=PoolStatus)
+
+
+def judge_model(view: ModelView, course: Course, reach: Reach, upgrade: str, *, clock: Clock) -> Judgement:
+    """`upgrade`: what a second Ray cluster that comes up still waits for."""
+    app = course.app
+    ready = _ready(view, course, reach)
+    progressing = _progressing(view, course, upgrade)
     warn = list(_WARN)
     if ready.reason in _TROUBLE:
         warn.append(("Ready", "False"))
     conditions = (
-        _accepted(view, outcome),
-        _scheduled(view, app, pool),
+        _accepted(view, course),
+        _scheduled(view, app, course.pool),
         ready,
-        _degraded(view, app, there, desired),
+        _degraded(view, course),
         progressing,
     )
     moving = progressing.reason.status == "True" or ready.reason is ModelReady.STARTING
     settled = not moving or (view.unscheduled is not None and app is not None and not app.ready)
-    return write(view.parsed.raw, conditions, _fields(view, app, desired), observed.now, settled=settled, warn=warn)
+    return write(view.parsed.raw, conditions, _fields(view, course), clock, settled=settled, warn=warn)
 
 
-def _accepted(view: ModelView, outcome: Outcome) -> Condition:
+def _accepted(view: ModelView, course: Course) -> Condition:
     if view.refused:
         return Condition("Accepted", reason(ModelAccepted, view.refused.reason), view.refused.message)
-    if view.app is not None and view.app in outcome.refused_apps:
-        return Condition("Accepted", ModelAccepted.INVALID_ARGS, f"Ray refuses it: {outcome.refused_apps[view.app]}")
+    if course.refusal:
+        return Condition("Accepted", ModelAccepted.INVALID_ARGS, f"Ray refuses it: {course.refusal}")
     ignored = f"without effect here: {', '.join(view.ignored)}" if view.ignored else ""
     return Condition("Accepted", ModelAccepted.ACCEPTED, "; ".join(filter(None, (ignored, view.note))))
-
-
-def _pool(view: ModelView, observed: Observed) -> PoolStatus:
-    """The pods of its pool; nothing to say where pods aren't made for models."""
-    there = observed.platform.pools.get(view.pool.name) if observed.platform and view.pool else None
-    return there or PoolStatus()
 
 
 def _scheduled(view: ModelView, app: AppView | None, pool: PoolStatus) -> Condition:
@@ -84,21 +93,21 @@ def _is_whole(app: AppView | None) -> bool:
     return app is not None and app.ready > 0 and app.ready >= app.wanted
 
 
-def _ready(view: ModelView, app: AppView | None, desired: Desired, outcome: Outcome, pool: PoolStatus) -> Condition:
+def _ready(view: ModelView, course: Course, reach: Reach) -> Condition:
+    app, failure, pool = course.app, course.failure, course.pool
     if view.entry is None:
         return _not_accepted(view)
-    if not outcome.published:
-        return Condition("Ready", ModelReady.UNREACHABLE, f"gateways can't be told: {outcome.ledger_error}")
+    if not reach.published:
+        return Condition("Ready", ModelReady.UNREACHABLE, f"gateways can't be told: {reach.ledger_error}")
     if app is None:
         return Condition("Ready", ModelReady.READY)
-    if outcome.ray_error:
-        return Condition("Ready", ModelReady.UNREACHABLE, outcome.ray_error)
+    if reach.ray_error:
+        return Condition("Ready", ModelReady.UNREACHABLE, reach.ray_error)
     kept = "the last accepted version serves" if view.refused else ""
     if app.state == "Ready":
         return Condition("Ready", ModelReady.READY, kept)
     if app.state == "Asleep":
         return Condition("Ready", ModelReady.ASLEEP, kept)
-    failure = desired.rollout.failures.get(view.app) if view.app else None
     if failure is not None:
         return Condition("Ready", _failure_reason(failure.message), failure.message)
     if view.unscheduled:
@@ -127,11 +136,11 @@ def _failure_reason(message: str) -> ModelReady:
     return ModelReady.SOURCE_FAILED if raised in _SOURCE_ERRORS else ModelReady.ENGINE_CRASHED
 
 
-def _degraded(view: ModelView, app: AppView | None, there: AppStatus | None, desired: Desired) -> Condition:
+def _degraded(view: ModelView, course: Course) -> Condition:
+    app, there = course.app, course.there
     found: list[tuple[ModelDegraded, str]] = []
-    back = desired.rollout.rolled_back.get(view.app) if view.app else None
-    if back is not None:
-        found.append((ModelDegraded.ROLLED_BACK, f"the new version didn't come up: {back.message}"))
+    if course.back is not None:
+        found.append((ModelDegraded.ROLLED_BACK, f"the new version didn't come up: {course.back.message}"))
     if app is not None and there is not None and 0 < app.ready < app.wanted and there.status == "UNHEALTHY":
         found.append((ModelDegraded.FEWER_REPLICAS, f"{app.ready} of {app.wanted} replicas answer"))
     found += [(ModelDegraded.FALLBACK_NOT_USABLE, problem.message) for problem in view.fallbacks_lost]
@@ -141,43 +150,37 @@ def _degraded(view: ModelView, app: AppView | None, there: AppStatus | None, des
     return Condition("Degraded", found[0][0], sentence(message for _, message in found))
 
 
-def _progressing(
-    view: ModelView, app: AppView | None, there: AppStatus | None, observed: Observed, desired: Desired
-) -> Condition:
-    name = view.app
+def _progressing(view: ModelView, course: Course, upgrade: str) -> Condition:
+    app, there, wanted = course.app, course.there, course.wanted
     if view.refused:
         return Condition("Progressing", ModelProgressing.ON_HOLD, "nothing changes until it is accepted")
     if view.unscheduled:
         return Condition("Progressing", ModelProgressing.ON_HOLD, "nothing changes until it has a place")
-    if name is None:
+    if view.app is None:
         return Condition("Progressing", ModelProgressing.UP_TO_DATE)
-    if name in desired.rollout.failures:
+    if course.failure is not None:
         return Condition("Progressing", ModelProgressing.FAILED, "it is tried again after a pause")
-    wanted = desired.rollout.configs.get(name)
     moving = there is None or wanted is None or not same(there.config, wanted) or there.status != "RUNNING"
-    if name in desired.rollout.rolled_back:
+    if course.back is not None:
         if moving:
             return Condition("Progressing", ModelProgressing.ROLLING_BACK)
         return Condition("Progressing", ModelProgressing.FAILED, "the last good version serves")
     if moving:
-        pool = _pool(view, observed)
+        pool = course.pool
         if app is not None and app.state == "Ready" and pool.problem in _NO_PLACE:
             return Condition("Progressing", ModelProgressing.NO_ROOM, f"the version before serves: {pool.message}")
         return Condition("Progressing", ModelProgressing.DEPLOYING)
     if app is not None and app.ready != app.wanted:
         return Condition("Progressing", ModelProgressing.SCALING, f"{app.ready} of {app.wanted} replicas")
-    if observed.platform is not None and observed.platform.upgrade:
-        return Condition("Progressing", ModelProgressing.PLATFORM_UPGRADE, observed.platform.upgrade)
+    if upgrade:
+        return Condition("Progressing", ModelProgressing.PLATFORM_UPGRADE, upgrade)
     return Condition("Progressing", ModelProgressing.UP_TO_DATE)
 
 
-def _fields(view: ModelView, app: AppView | None, desired: Desired) -> dict[str, Any]:
-    raw = view.parsed.raw
-    serving: int | None = None
+def _fields(view: ModelView, course: Course) -> dict[str, Any]:
+    raw, app, serving = view.parsed.raw, course.app, course.serving
     if view.app is None or view.base is not None:
         serving = raw.generation if not view.refused else raw.status.get("servingGeneration")
-    elif view.app in desired.rollout.memory.good:
-        serving = desired.rollout.memory.good[view.app].generation
     return {
         "modelId": view.model_id,
         "servingGeneration": serving,
