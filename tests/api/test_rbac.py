@@ -141,7 +141,7 @@ class Walk:
 
     def _raw(self, plural: str) -> Raw:
         kind: Kind = next(kind for kind, name in PLURALS.items() if name == plural)
-        return next(iter(self.objects._objects[kind]))
+        return next(iter(self.objects._objects[kind].values.values()))
 
     def _path(self, plural: str) -> str:
         return f"/apis/{GROUP}/{VERSION}/namespaces/{self.namespace}/{plural}"
