@@ -29,6 +29,11 @@ def quickstart(world: World) -> None:
     world.objects.put("ApiKey", "ci", on())
 
 
+def many_keys(world: World, count: int) -> None:
+    for number in range(count):
+        world.objects.put("ApiKey", f"key-{number}", on())
+
+
 async def test_from_nothing_to_a_key_that_works(world: World) -> None:
     quickstart(world)
     progress = await world.run()
@@ -364,8 +369,7 @@ async def test_secrets_that_no_key_names_are_deleted(world: World) -> None:
 
 async def test_a_sweep_of_most_keys_needs_a_word(world: World) -> None:
     quickstart(world)
-    for number in range(20):
-        world.objects.put("ApiKey", f"key-{number}", on())
+    many_keys(world, 20)
     await world.run()
     for number in range(15):
         world.objects.delete("ApiKey", f"key-{number}")
@@ -379,8 +383,7 @@ async def test_a_sweep_of_most_keys_needs_a_word(world: World) -> None:
 
 async def test_a_deletion_that_was_seen_is_no_sweep(world: World) -> None:
     quickstart(world)
-    for number in range(20):
-        world.objects.put("ApiKey", f"key-{number}", on())
+    many_keys(world, 20)
     async with world.operator() as reconciler:
         await world.settle(reconciler)
         for number in range(20):
@@ -418,8 +421,7 @@ async def test_a_broken_object_delays_no_other(world: World) -> None:
     world.objects.put("ApiKey", "slow", on())
     world.objects.hang = {("ensure_key", "slow")}
     world.objects.fail_for = {("ensure_key", "ci"): Forbidden("may not create Secrets in ml")}
-    for number in range(40):
-        world.objects.put("ApiKey", f"key-{number}", on())
+    many_keys(world, 40)
     async with world.operator() as reconciler:
         async with asyncio.timeout(60):
             await world.until(reconciler, lambda _: len(world.objects.secrets) == 40)
@@ -455,8 +457,7 @@ async def test_writes_that_hang_delay_no_other_object(world: World) -> None:
 
 async def test_a_new_keys_status_does_not_wait_for_the_usage_of_all_others(world: World) -> None:
     quickstart(world)
-    for number in range(30):
-        world.objects.put("ApiKey", f"key-{number}", on())
+    many_keys(world, 30)
     async with world.operator() as reconciler:
         await world.settle(reconciler)
         usage = AccountUsage(NOW + 1_000, 1_000_000, None)

@@ -57,9 +57,8 @@ def gateway(settings: Settings) -> App:
     if settings.pods is not None:  # a pod takes one replica: a logical CPU
         deployment["max_replicas_per_node"] = 1
         deployment["ray_actor_options"] = {"num_cpus": 1.0, "label_selector": {POOL_LABEL: GATEWAY_POOL}}
-    args: dict[str, Any] = {
-        "max_requests": settings.gateway_max_ongoing_requests
-    }  # Serve's limit is not asked: see edge
+    # The gateway asks nobody else for this limit: its requests go past Serve (tollway_serving.gateway.edge).
+    args: dict[str, Any] = {"max_requests": settings.gateway_max_ongoing_requests}
     if not settings.embedded:  # on one node nobody sends a request to a replica but the proxy that it would wait for
         args["models_wait_s"] = _MODELS_WAIT
     config = {

@@ -1,8 +1,8 @@
 """What stands before Serve's own handling of a request: named by RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH.
 
 In a gateway's replica it hands requests to the gateway at once. Serve's own way there (a context, two ids, two tasks
-and its counts for each request) costs as much as all else, and gives the gateway nothing: it bounds, counts, logs and
-watches its requests itself, the number of its replicas is fixed, and the server of a replica that ends waits for its
+and its counts for each request) gives the gateway nothing for what it costs: it bounds, counts, logs and watches its
+requests itself, the number of its replicas is fixed, and the server of a replica that ends waits for its
 open requests. Health checks stay Serve's, so that HAProxy sees what Serve knows.
 
 Elsewhere (a model's replica, the proxies) it removes the request headers that Serve would obey from anyone: a client
@@ -45,7 +45,7 @@ def answer_here(gateway: Direct | None) -> None:
 
 
 class Edge:
-    """Pure ASGI; changes the list of headers only if there is something to remove."""
+    """Pure ASGI: to the gateway of this process, or on to Serve with no more headers than it may see."""
 
     def __init__(self, app: Any) -> None:
         self._app = app
