@@ -184,28 +184,25 @@ class Up:
         """Serve's own REST API, as the operator uses it: what runs, or (with a body) what is to run."""
         assert self.process is not None
         token = (self.state / "platform" / "ray-token").read_text().strip()
-        for port in self.dashboards():
-            request = urllib.request.Request(
-                f"http://127.0.0.1:{port}/api/serve/applications/",
-                method="GET" if body is None else "PUT",
-                data=None if body is None else json.dumps(body).encode(),
-                headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
-            )
-            with contextlib.suppress(OSError), urllib.request.urlopen(request, timeout=30) as answer:
-                text = answer.read()
-                return json.loads(text) if body is None else text
-        raise AssertionError("no dashboard answers")
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.dashboard()}/api/serve/applications/",
+            method="GET" if body is None else "PUT",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {token}", "Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            text = answer.read()
+            return json.loads(text) if body is None else text
 
-    def dashboards(self) -> set[int]:
-        """Ports of Ray's dashboard, only one of which is the API's."""
+    def dashboard(self) -> int:
+        """Port of Ray's dashboard, as `tollway up` told it to the process that starts Ray (others answer 200 too)."""
         assert self.process is not None
-        ports = set()
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
-                if any("dashboard.py" in word for word in process.cmdline()):
-                    listening = (c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN)
-                    ports.update(c.laddr.port for c in listening)
-        return ports
+                words = process.cmdline()
+                if "tollway_cli.ray_head" in words:
+                    return int(json.loads(words[-1])["dashboard"])
+        raise AssertionError("no process of Ray's head")
 
     def status(self, kind: str, name: str) -> dict[str, str]:
         """{condition type: "reason: message"} of an object's status file."""
