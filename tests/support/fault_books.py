@@ -19,7 +19,7 @@ from tollway_serving.ledger.state import State, decode, key_subject
 LATE_MS = 10_000
 """A reaper looks every five seconds, and is slower on a busy machine."""
 
-_STEPS = (64, 192, 448, 960, 1984, 3008)
+_STEPS = (256, 768, 1792, 2816, 3840)
 """What a stream is covered up to, in turn."""
 
 

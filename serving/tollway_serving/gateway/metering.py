@@ -14,7 +14,7 @@ from tollway_serving.gateway.errors import ledger_unavailable
 from tollway_serving.ledger.ops import Cover
 from tollway_serving.ledger.port import Ledger
 
-FIRST_STEP = 64  # is covered by the hold itself
+FIRST_STEP = 256  # is covered by the hold itself
 _LARGEST_STEP = 1024
 _TRIES = 4
 _COUNT_LIMIT = 10**9

@@ -41,11 +41,12 @@ async def peek_whole(entry: ModelEntry, answer: Answer, shape: Shape) -> dict[st
 class Peeked:
     """A stream's beginning."""
 
-    __slots__ = ("events", "reader")
+    __slots__ = ("events", "first", "reader")
 
-    def __init__(self, reader: sse.EventReader, events: list[bytes]) -> None:
+    def __init__(self, reader: sse.EventReader, events: list[bytes], first: dict[str, Any]) -> None:
         self.reader = reader
         self.events = events
+        self.first = first  # of `events`, parsed
 
 
 async def peek_stream(entry: ModelEntry, answer: Answer, shape: Shape) -> Peeked:
@@ -68,7 +69,7 @@ async def peek_stream(entry: ModelEntry, answer: Answer, shape: Shape) -> Peeked
         raise unavailable(entry, "the first event is no chunk")
     if first.get("error"):
         raise error_event(entry, first["error"], shape.prompt)
-    return Peeked(reader, events)
+    return Peeked(reader, events, first)
 
 
 def parse_chunk(payload: bytes, shape: Shape) -> dict[str, Any] | None:

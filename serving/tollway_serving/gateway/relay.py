@@ -19,7 +19,7 @@ from tollway_serving.gateway.fallback import Opened
 from tollway_serving.gateway.limit import Limit
 from tollway_serving.gateway.metering import Meter
 from tollway_serving.gateway.once import kept
-from tollway_serving.gateway.peek import parse_chunk
+from tollway_serving.gateway.peek import Peeked, parse_chunk
 from tollway_serving.gateway.receipts import credits_text
 from tollway_serving.gateway.shapes import Shape
 from tollway_serving.gateway.stops import Stopper
@@ -107,7 +107,7 @@ class Stream:
         self._calls, self._number = 1, 0
         self._stopper: Stopper | None = None
         self._first_ms = call.milliseconds()
-        first = parse_chunk(opened.peeked.events[0], shape) or {}
+        first: dict[str, Any] = opened.peeked.first
         head = {
             "id": _id(first, shape),
             "object": shape.chunk_object,
@@ -155,10 +155,11 @@ class Stream:
         """Relays until the model's end; the error that ended it, if one did."""
         opened, meter = self._opened, self._meter
         answer, coverage, peeked = opened.answer, opened.coverage, opened.peeked
-        if answer is None or coverage is None:
+        if answer is None or coverage is None or not isinstance(peeked, Peeked):
             raise RuntimeError("no open stream")
         answer.limit_silence(opened.entry.timeouts.idle_ms / 1000)
-        events: list[bytes] = peeked.events
+        events = peeked.events
+        first: dict[str, Any] | None = peeked.first
         error: ApiError | None = None
         while True:
             out = []
@@ -166,7 +167,7 @@ class Stream:
                 if payload == sse.DONE:
                     self._done = True
                     break
-                chunk = parse_chunk(payload, self._shape)
+                chunk, first = first or parse_chunk(payload, self._shape), None
                 if chunk is None:
                     log.warning("garbage_in_stream", request_id=self._call.request_id)
                     error = self._cut()
@@ -205,12 +206,14 @@ class Stream:
         else:
             for choice in choices:
                 self._meter.text(self._shape.size(choice))
+        shape = self._shape
         for choice in choices:
-            for name in choice.keys() - self._shape.chunk_fields:
-                del choice[name]
+            if not choice.keys() <= shape.chunk_fields:
+                for name in choice.keys() - shape.chunk_fields:
+                    del choice[name]
             if choice.get("logprobs") is not None:
-                self._shape.shape_logprobs(choice)
-            for name in self._shape.chunk_nulls:
+                shape.shape_logprobs(choice)
+            for name in shape.chunk_nulls:
                 choice.setdefault(name, None)
             index = choice.setdefault("index", 0)
             if type(index) is not int:

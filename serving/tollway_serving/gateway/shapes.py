@@ -99,7 +99,7 @@ class _Chat:
         for name, value in generated.items():
             if isinstance(value, str):
                 if name != "role":
-                    size += len(value.encode("utf-8", "surrogatepass"))
+                    size += len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
             elif value:
                 size += len(orjson.dumps(value))
         return size

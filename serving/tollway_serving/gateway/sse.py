@@ -26,6 +26,8 @@ class EventReader:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads of the events that became whole."""
+        if self._begun and not self._rest and not self._held_cr and data.endswith(b"\n\n") and b"\r" not in data:
+            return _payloads(data[:-2])  # nearly always
         if not self._begun:
             data = self._mark + data
             if len(data) < len(_MARK) and _MARK.startswith(data):
@@ -56,13 +58,7 @@ class EventReader:
                 self._rest += data[end + 2 :]
         self._seen = len(self._rest)
         self._check()
-        events = []
-        for block in whole.split(b"\n\n"):
-            if block.startswith(b"data: ") and b"\n" not in block:
-                events.append(block[6:])
-            elif payload := _payload(block):
-                events.append(payload)
-        return events
+        return _payloads(whole)
 
     def _normal(self, data: bytes) -> bytes:
         if self._held_cr:
@@ -75,6 +71,16 @@ class EventReader:
     def _check(self) -> None:
         if len(self._rest) > self._limit:
             raise TooLong
+
+
+def _payloads(whole: bytes) -> list[bytes]:
+    events = []
+    for block in whole.split(b"\n\n"):
+        if block.startswith(b"data: ") and b"\n" not in block:
+            events.append(block[6:])
+        elif payload := _payload(block):
+            events.append(payload)
+    return events
 
 
 def _payload(block: bytes) -> bytes:
