@@ -17,7 +17,9 @@ from tollway_operator.errors import Conflict, Gone, Unreachable
 _POLL_S = 1.0
 _LONGEST_S = 270.0
 _GRACE_S = 10  # what a request in progress still gets
-_PODS_S = 40.0  # a pod that takes longer is its node's affair
+# A pod that was ending before keeps its hook, whatever grace it is given now, and that waits a minute for its head
+# (`tollway_serving.drain`). One that takes longer is its node's affair.
+_PODS_S = 80.0
 
 
 async def uninstall(api: Api, namespace: str, platform: str, deployment: str) -> None:

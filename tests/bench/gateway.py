@@ -33,6 +33,7 @@ from support.postgres import server  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 TOKENS = 16
+PACED, PAUSE_MS = 150, 20
 REFUSED: list[bytes] = []
 PROMPT = "Write a short poem about the sea, and make it rhyme. " * 8
 
@@ -41,7 +42,8 @@ PROMPT = "Write a short poem about the sea, and make it rhyme. " * 8
 
 
 class Model(asyncio.Protocol):
-    """Answers any POST at once: TOKENS tokens, or as many as the prompt's first word says. One write an event."""
+    """Answers any POST at once: TOKENS tokens, or as many as the prompt's first word says, and if the second one is a
+    number, too, with so many milliseconds before each, as a model does. One write an event."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport: Any = transport
@@ -70,8 +72,9 @@ class Model(asyncio.Protocol):
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, body: dict[str, Any]) -> None:
-        first = str(body["messages"][0]["content"]).split(" ", 1)[0]
+        first, second = str(body["messages"][0]["content"]).split(" ", 2)[:2]
         tokens = int(first) if first.isdigit() else TOKENS
+        pause_s = int(second) / 1000 if second.isdigit() else 0
         if not body.get("stream"):
             answer = json.dumps(
                 {
@@ -106,6 +109,8 @@ class Model(asyncio.Protocol):
                 count = min(k + 1, tokens)
                 event["usage"] = {"prompt_tokens": 90, "completion_tokens": count, "total_tokens": 90 + count}  # type: ignore[assignment]  # as above
             data = b"data: " + json.dumps(event).encode() + b"\n\n"
+            if pause_s:
+                await asyncio.sleep(pause_s)
             self._transport.write(b"%x\r\n%b\r\n" % (len(data), data))
             await self._can_write.wait()
         self._transport.write(b"e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n")
@@ -378,22 +383,31 @@ def measure(options: argparse.Namespace, pids: dict[str, int], cases: list[Case]
             used_, loop, beside, *ms, rate = (statistics.median(values) for values in zip(*rows, strict=True))
             figures = f"{used_:>9.0f}{loop:>9.0f}{beside:>10.0f}{''.join(f'{each:>9.2f}' for each in ms)}{rate:>9.0f}"
             print(f"{name:44}{connections:>5}{figures}", flush=True)
+    chunks(options, pids, cases, key)
+    if REFUSED:
+        print(f"{len(REFUSED)} requests were refused; the last one: {REFUSED[-1].decode(errors='replace')}")
+
+
+def chunks(options: argparse.Namespace, pids: dict[str, int], cases: list[Case], key: str) -> None:
+    """First as fast as a model can send them, so that many arrive together (a floor looks at none of them); then as
+    models do, each by itself."""
     print(f"{'CPU of the process, us a relayed chunk':44}{'conn':>5}{'cpu us':>9}")
-    long = {"messages": [{"role": "user", "content": f"{options.chunks} words please"}], "max_tokens": 4096}
-    streams = 20
-    for connections in (1, 8):
+    for connections, streams, number, prompt in (
+        (1, 20, options.chunks, f"{options.chunks} words please"),
+        (8, 20, options.chunks, f"{options.chunks} words please"),
+        (32, 32, PACED, f"{PACED} {PAUSE_MS} words please"),
+    ):
         found: dict[str, list[float]] = {}
         for _ in range(options.rounds):
             for case in cases:
                 if case.stream:
+                    body = case.body() | {"messages": [{"role": "user", "content": prompt}], "max_tokens": 4096}
                     before = cpu(pids[case.who])
-                    asyncio.run(ask(case.port, {**case.body(), **long}, streams, connections, key))
-                    used_ = (cpu(pids[case.who]) - before) / streams / options.chunks * 1e6
-                    found.setdefault(case.who, []).append(used_)
+                    asyncio.run(ask(case.port, body, streams, connections, key))
+                    found.setdefault(case.who, []).append((cpu(pids[case.who]) - before) / streams / number * 1e6)
         for name, values in found.items():
-            print(f"{name:44}{connections:>5}{statistics.median(values):>9.2f}")
-    if REFUSED:
-        print(f"{len(REFUSED)} requests were refused; the last one: {REFUSED[-1].decode(errors='replace')}")
+            paced = f", one every {PAUSE_MS} ms" if number == PACED else ""
+            print(f"{name + paced:44}{connections:>5}{statistics.median(values):>9.2f}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,44 +15,60 @@ from tollway_operator.keys import MANAGED_BY, describe
 _LABELS = {MANAGED_BY: "tollway"}
 _VERIFY = 300.0  # how often a Secret of copies is compared again although nothing of ours changed
 _LARGEST = 1_000_000  # bytes of a ConfigMap; etcd takes little more
+MEMORY_PARTS = 8
+"""ConfigMaps: NAME, NAME-1 and so on, which the operator's Role names."""
 
 
 class Memory:
-    """A small mapping of text that survives restarts, in a ConfigMap."""
+    """A mapping of text that survives restarts. In several ConfigMaps, because one has room for some hundred models
+    only, and so that a change writes a small one."""
 
     def __init__(self, api: Api, namespace: str, name: str) -> None:
         self._api = api
         self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
-        self._name = name
-        self._known: Mapping[str, str] | None = None
+        self._names = (name, *(f"{name}-{number}" for number in range(1, MEMORY_PARTS)))
+        self._parts: list[dict[str, str]] | None = None  # as they are in the cluster
+        self._known: Mapping[str, str] = {}
 
     def forget(self) -> None:
-        self._known = None
+        self._parts = None
 
     async def load(self) -> Mapping[str, str]:
-        if self._known is None:
-            self._known = await self._read()
+        if self._parts is None:
+            self._parts = [await self._read(name) for name in self._names]
+            self._known = {key: value for part in self._parts for key, value in part.items()}
         return self._known
 
     async def store(self, memory: Mapping[str, str]) -> None:
-        """Refused if it is more than a ConfigMap holds."""
-        known = await self.load()
-        if known == memory:
+        """Refused if it is more than the ConfigMaps hold."""
+        if await self.load() == memory:
             return
-        size = sum(len(key) + len(value.encode()) for key, value in memory.items())
-        if size > _LARGEST:
-            raise Refused(f"The operator's memory has {size} bytes, more than the {_LARGEST} of a ConfigMap.")
-        self._known = None  # whatever happens to the write, read again before the next one
-        changes: dict[str, str | None] = {key: value for key, value in memory.items() if known.get(key) != value}
-        changes.update((key, None) for key in known if key not in memory)
-        await _write(self._api, self._collection, self._name, "ConfigMap", changes)
-        self._known = dict(memory)
+        before, after = self._parts or [], _split(memory)
+        for part in after:
+            size = sum(len(key) + len(value.encode()) for key, value in part.items())
+            if size > _LARGEST:
+                raise Refused(f"A part of the operator's memory has {size} bytes, more than a ConfigMap's {_LARGEST}.")
+        self._parts = None  # whatever happens to a write, read again before the next one
+        # Backwards: what an older version kept in the first one alone is in its place before it goes there.
+        for name, old, new in reversed(list(zip(self._names, before, after, strict=True))):
+            changes: dict[str, str | None] = {key: value for key, value in new.items() if old.get(key) != value}
+            changes.update((key, None) for key in old if key not in new)
+            if changes:
+                await _write(self._api, self._collection, name, "ConfigMap", changes)
+        self._parts, self._known = after, dict(memory)
 
-    async def _read(self) -> Mapping[str, str]:
+    async def _read(self, name: str) -> dict[str, str]:
         try:
-            return (await self._api.get(f"{self._collection}/{self._name}")).get("data") or {}
+            return (await self._api.get(f"{self._collection}/{name}")).get("data") or {}
         except Gone:
             return {}
+
+
+def _split(memory: Mapping[str, str]) -> list[dict[str, str]]:
+    parts: list[dict[str, str]] = [{} for _ in range(MEMORY_PARTS)]
+    for key, value in memory.items():
+        parts[zlib.crc32(key.encode()) % MEMORY_PARTS][key] = value
+    return parts
 
 
 @dataclass(frozen=True, slots=True)

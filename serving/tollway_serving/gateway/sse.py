@@ -27,7 +27,9 @@ class EventReader:
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads of the events that became whole."""
         if self._begun and not self._rest and not self._held_cr and data.endswith(b"\n\n") and b"\r" not in data:
-            return _payloads(data[:-2])  # nearly always
+            if data.find(b"\n") == len(data) - 2 and data.startswith(b"data: "):
+                return [data[6:-2]]  # nearly always
+            return _payloads(data[:-2])
         if not self._begun:
             data = self._mark + data
             if len(data) < len(_MARK) and _MARK.startswith(data):
