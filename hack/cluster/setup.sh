@@ -111,16 +111,16 @@ uninstall() {
   "$KUBECTL" delete namespace "$NAMESPACE" --timeout=2m # no finalizer holds anything
 }
 
-# The other order: the namespace goes with everything in it at once. KubeRay can't clean Redis up then and keeps its finalizer,
-# which somebody has to take away (docs/troubleshooting.md); and Kubernetes, which counts on the pods' whole grace period,
-# looks again after five minutes, however soon they are gone.
+# The other order: the namespace goes with everything in it at once. Kubernetes deletes pods first and, as it counts on their
+# whole grace period, looks again after five minutes, however soon they are gone. Then it deletes the rest; KubeRay can't clean
+# Redis up any more and keeps its finalizer, which somebody has to take away (docs/troubleshooting.md).
 namespace_deleted_first() {
   local cluster
   install
   quickstart
   "$KUBECTL" delete namespace "$NAMESPACE" --wait=false
   cluster=$(k get rayclusters -l "tollway.dev/platform=$RELEASE" -o name)
-  k wait "$cluster" --for='jsonpath={.metadata.deletionTimestamp}' --timeout=2m
+  k wait "$cluster" --for='jsonpath={.metadata.deletionTimestamp}' --timeout=7m
   k patch "$cluster" --type=merge -p '{"metadata": {"finalizers": null}}'
-  "$KUBECTL" wait "namespace/$NAMESPACE" --for=delete --timeout=8m
+  "$KUBECTL" wait "namespace/$NAMESPACE" --for=delete --timeout=2m
 }
