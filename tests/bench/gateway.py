@@ -33,7 +33,7 @@ from support.postgres import server  # noqa: E402
 
 TICKS = os.sysconf("SC_CLK_TCK")
 TOKENS = 16
-PACED, PAUSE_MS = 150, 20
+PACED, PAUSE_MS, MANY = 300, 20, 128
 REFUSED: list[bytes] = []
 PROMPT = "Write a short poem about the sea, and make it rhyme. " * 8
 
@@ -395,7 +395,7 @@ def chunks(options: argparse.Namespace, pids: dict[str, int], cases: list[Case],
     for connections, streams, number, prompt in (
         (1, 20, options.chunks, f"{options.chunks} words please"),
         (8, 20, options.chunks, f"{options.chunks} words please"),
-        (32, 32, PACED, f"{PACED} {PAUSE_MS} words please"),
+        (MANY, MANY, PACED, f"{PACED} {PAUSE_MS} words please"),
     ):
         found: dict[str, list[float]] = {}
         for _ in range(options.rounds):
@@ -406,7 +406,7 @@ def chunks(options: argparse.Namespace, pids: dict[str, int], cases: list[Case],
                     asyncio.run(ask(case.port, body, streams, connections, key))
                     found.setdefault(case.who, []).append((cpu(pids[case.who]) - before) / streams / number * 1e6)
         for name, values in found.items():
-            paced = f", one every {PAUSE_MS} ms" if number == PACED else ""
+            paced = f", one every {PAUSE_MS} ms" if connections == MANY else ""
             print(f"{name + paced:44}{connections:>5}{statistics.median(values):>9.2f}")
 
 

@@ -12,6 +12,7 @@ import contextlib
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
@@ -23,6 +24,8 @@ from support.postgres import server  # noqa: E402
 from support.up import Up, key  # noqa: E402
 
 from tollway_cli.guardian import descendants  # noqa: E402
+
+SETTLED_S = 8
 
 PLAN = """
     apiVersion: tollway.dev/v1alpha1
@@ -60,6 +63,19 @@ def process(up: Up, words: bytes) -> int:
     return found[0]
 
 
+def settled(up: Up, words: bytes) -> int:
+    """The same once it stays: Serve replaces HAProxy when its backends change, also just after the start."""
+    known, since = 0, time.monotonic()
+    while time.monotonic() - since < SETTLED_S:
+        time.sleep(0.5)
+        with contextlib.suppress(RuntimeError):
+            if (pid := process(up, words)) == known:
+                continue
+            known = pid
+        since = time.monotonic()
+    return known
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     add_options(parser)
@@ -89,7 +105,7 @@ def main() -> None:
             pids = {
                 "floor": servers[1].pid,
                 "gateway": process(up, b"ServeReplica:gateway"),
-                "haproxy": process(up, b"haproxy"),
+                "haproxy": settled(up, b"haproxy"),
             }
             cases = [
                 Case("floor, whole", "floor", floor_port, stream=False),
