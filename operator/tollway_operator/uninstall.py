@@ -33,6 +33,7 @@ async def uninstall(api: Api, namespace: str, platform: str, deployment: str) ->
         print(f"{deployment} has stopped", flush=True)  # noqa: T201 - a command's output
         asked: set[str] = set()
         since = time.monotonic()
+        latest = since + _LONGEST_S - _PODS_S / 2  # the clusters are what must be gone
         while True:
             left = await _left(api, clusters, ours)
             for name, uid in left.items():
@@ -51,7 +52,7 @@ async def uninstall(api: Api, namespace: str, platform: str, deployment: str) ->
                 since = time.monotonic()
             elif not ending:
                 return
-            elif time.monotonic() - since > _PODS_S:
+            elif time.monotonic() > min(since + _PODS_S, latest):
                 print(f"still ending: {', '.join(sorted(ending))}", flush=True)  # noqa: T201
                 return
             await asyncio.sleep(_POLL_S)

@@ -306,7 +306,7 @@ async def test_memory_and_provider_keys(
 
     # More than one ConfigMap has room for, and what an older version kept in the first one alone.
     path = f"/api/v1/namespaces/{account.namespace}/configmaps/tollway-memory"
-    old = {f"old{number}": "x" for number in range(9)}
+    old = {f"old_{number}": "x" for number in range(9)}
     made = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tollway-memory"}, "data": old}
     control_plane.apply(made, namespace=account.namespace)
     many = {f"good_{number}": "x" * 1500 for number in range(1000)}
@@ -315,6 +315,7 @@ async def test_memory_and_provider_keys(
         await later.remember({**old, **many})
     async with opened(monkeypatch, account.kubeconfig, account.namespace, (namespace,)) as later:
         assert (await later.snapshot()).memory == {**old, **many}
+        assert 50 < len(control_plane.request("GET", path)["data"]) < 250  # an eighth
         await later.remember({})
         assert (await later.snapshot()).memory == {}
     assert "data" not in control_plane.request("GET", path)

@@ -104,7 +104,7 @@ class Walk:
         if made_before:
             path = f"/api/v1/namespaces/{self.account.namespace}/configmaps"
             self.plane.request("POST", path, {"metadata": {"name": "tollway-memory"}})
-        await self.objects.remember({f"a{number}": "b" for number in range(64)})  # some in each of the ConfigMaps
+        await self.objects.remember({f"a_{number}": "b" for number in range(64)})  # some in each of the ConfigMaps
 
     async def copy_provider_keys(self, *, made_before: bool) -> None:
         path = f"/api/v1/namespaces/{self.account.namespace}/secrets"

@@ -65,8 +65,11 @@ def process(up: Up, words: bytes) -> int:
 
 def settled(up: Up, words: bytes) -> int:
     """The same once it stays: Serve replaces HAProxy when its backends change, also just after the start."""
-    known, since = 0, time.monotonic()
+    known, began = 0, time.monotonic()
+    since = began
     while time.monotonic() - since < SETTLED_S:
+        if since - began > 60:
+            return process(up, words)
         time.sleep(0.5)
         with contextlib.suppress(RuntimeError):
             if (pid := process(up, words)) == known:

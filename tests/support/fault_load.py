@@ -115,7 +115,9 @@ class Load:
             body: dict[str, Any] = {"messages": HELLO, "max_tokens": 3}
             leaves_after = None
             if kind < 0.75:
-                body |= {"stream": True, "max_tokens": chance.randint(5, 400)}
+                # Long enough that some are cut beyond what their hold covers by itself, and beyond the step after it.
+                longest = 1600 if account == "free" and chance.random() < 0.4 else 400
+                body |= {"stream": True, "max_tokens": chance.randint(5, longest)}
                 if chance.random() < 0.5:
                     body["stream_options"] = {"include_usage": True}
                 if chance.random() < 0.1:

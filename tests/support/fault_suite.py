@@ -115,7 +115,7 @@ class Suite:
     def __init__(self, store: FaultStore, folder: Path, seed: int) -> None:
         self._store = store
         self._chance = random.Random(seed)
-        self._backend = Backend(Behaviour(words=100_000, pause=0.01))
+        self._backend = Backend(Behaviour(words=100_000, pause=0.006))
         self._gateways = [GatewayProcess(store.url, folder, f"{store.name}-{n}") for n in range(GATEWAYS)]
         self._load = Load([each.url for each in self._gateways], seed)
         self._stopped: dict[int, list[Window]] = defaultdict(list)

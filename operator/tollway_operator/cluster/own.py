@@ -65,9 +65,10 @@ class Memory:
 
 
 def _split(memory: Mapping[str, str]) -> list[dict[str, str]]:
+    """What is known of one application (KIND_APPLICATION) is in one part, so that it is written at once."""
     parts: list[dict[str, str]] = [{} for _ in range(MEMORY_PARTS)]
     for key, value in memory.items():
-        parts[zlib.crc32(key.encode()) % MEMORY_PARTS][key] = value
+        parts[zlib.crc32(key.partition("_")[2].encode()) % MEMORY_PARTS][key] = value
     return parts
 
 

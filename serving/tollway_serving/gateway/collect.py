@@ -20,12 +20,13 @@ async def collect(entry: ModelEntry, answer: Answer, peeked: Peeked, meter: Mete
     answer.limit_silence(entry.timeouts.idle_ms / 1000)
     parts = _Parts(shape)
     events, size = peeked.events, 0
+    first: dict[str, Any] | None = peeked.first
     while True:
         for payload in events:
             if payload == sse.DONE:
                 return parts.whole()
             size += len(payload)
-            chunk = parse_chunk(payload, shape)
+            chunk, first = first or parse_chunk(payload, shape), None
             if chunk is None or size > MAX_ANSWER:
                 raise unavailable(entry, "an event is no chunk, or the answer is too long")
             if chunk.get("error"):
