@@ -112,7 +112,7 @@ uninstall() {
 }
 
 # The other order: the namespace goes with everything in it at once. Kubernetes deletes pods first and, as it counts on their
-# whole grace period, looks again after five minutes, however soon they are gone. Then it deletes the rest; KubeRay can't clean
+# whole grace period, looks again minutes later, however soon they are gone. Then it deletes the rest; KubeRay can't clean
 # Redis up any more and keeps its finalizer, which somebody has to take away (docs/troubleshooting.md).
 namespace_deleted_first() {
   local cluster

@@ -15,8 +15,7 @@ from tollway_operator.keys import MANAGED_BY, describe
 _LABELS = {MANAGED_BY: "tollway"}
 _VERIFY = 300.0  # how often a Secret of copies is compared again although nothing of ours changed
 _LARGEST = 1_000_000  # bytes of a ConfigMap; etcd takes little more
-MEMORY_PARTS = 8
-"""ConfigMaps: NAME, NAME-1 and so on, which the operator's Role names."""
+_PARTS = 8  # ConfigMaps: NAME, NAME-1 and so on, which the operator's Role lists
 
 
 class Memory:
@@ -26,7 +25,7 @@ class Memory:
     def __init__(self, api: Api, namespace: str, name: str) -> None:
         self._api = api
         self._collection = f"/api/v1/namespaces/{namespace}/configmaps"
-        self._names = (name, *(f"{name}-{number}" for number in range(1, MEMORY_PARTS)))
+        self._names = (name, *(f"{name}-{number}" for number in range(1, _PARTS)))
         self._parts: list[dict[str, str]] | None = None  # as they are in the cluster
         self._known: Mapping[str, str] = {}
 
@@ -66,9 +65,9 @@ class Memory:
 
 def _split(memory: Mapping[str, str]) -> list[dict[str, str]]:
     """What is known of one application (KIND_APPLICATION) is in one part, so that it is written at once."""
-    parts: list[dict[str, str]] = [{} for _ in range(MEMORY_PARTS)]
+    parts: list[dict[str, str]] = [{} for _ in range(_PARTS)]
     for key, value in memory.items():
-        parts[zlib.crc32(key.partition("_")[2].encode()) % MEMORY_PARTS][key] = value
+        parts[zlib.crc32(key.partition("_")[2].encode()) % _PARTS][key] = value
     return parts
 
 

@@ -17,6 +17,7 @@ from tollway_serving.contract.catalogue import Capability
 from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.media import check_part, outside
+from tollway_serving.gateway.shapes import utf8_size
 
 strict = with_config(ConfigDict(strict=True, extra="forbid"))
 
@@ -190,14 +191,14 @@ def read_messages(messages: list[dict[str, Any]]) -> Spoken:
     for index, message in enumerate(messages):
         content = message.get("content")
         if isinstance(content, str):
-            size += _bytes(content)
+            size += utf8_size(content)
         elif content:
             for position, part in enumerate(content):
-                size += _bytes(part.get("text") or part.get("refusal") or "")
+                size += utf8_size(part.get("text") or part.get("refusal") or "")
                 if part["type"] in _MEDIA:
                     media.append((f"messages[{index}].content[{position}]", part))
         if len(message) > 2:
-            size += _bytes(message.get("name") or "") + _bytes(message.get("reasoning_content") or "")
+            size += utf8_size(message.get("name") or "") + utf8_size(message.get("reasoning_content") or "")
             if message.get("tool_calls"):
                 size += len(orjson.dumps(message["tool_calls"]))
                 tool_path = tool_path or f"messages[{index}].tool_calls"
@@ -269,7 +270,3 @@ def inline(messages: list[dict[str, Any]], images: Mapping[str, str]) -> Iterato
             yield {**message, "content": parts}
         else:
             yield message
-
-
-def _bytes(text: str) -> int:
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))

@@ -208,9 +208,8 @@ class Stream:
                 self._meter.text(self._shape.size(choice))
         shape = self._shape
         for choice in choices:
-            if not choice.keys() <= shape.chunk_fields:
-                for name in choice.keys() - shape.chunk_fields:
-                    del choice[name]
+            for name in choice.keys() - shape.chunk_fields:
+                del choice[name]
             if choice.get("logprobs") is not None:
                 shape.shape_logprobs(choice)
             for name in shape.chunk_nulls:

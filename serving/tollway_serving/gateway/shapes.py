@@ -15,6 +15,11 @@ _CHAT_LOGPROBS = ("content", "refusal")
 _COMPLETION_LOGPROBS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
 
+def utf8_size(text: str) -> int:
+    """Bytes in UTF-8; most text is ASCII, which need not be encoded for that."""
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+
+
 class Joined(Protocol):
     """One choice, put together from a stream's chunks."""
 
@@ -99,7 +104,7 @@ class _Chat:
         for name, value in generated.items():
             if isinstance(value, str):
                 if name != "role":
-                    size += len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass"))
+                    size += utf8_size(value)
             elif value:
                 size += len(orjson.dumps(value))
         return size
@@ -137,7 +142,7 @@ class _Completion:
         choice["text"] = text
 
     def size(self, choice: dict[str, Any]) -> int:
-        return len(choice["text"].encode("utf-8", "surrogatepass"))
+        return utf8_size(choice["text"])
 
     def tidy(self, choice: dict[str, Any]) -> None:
         return

@@ -6,6 +6,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from tollway_serving.gateway.admission import Prompt
+from tollway_serving.gateway.shapes import utf8_size
 
 MAX_TEXTS = 2048
 MAX_TOKENS = 2**20  # of all token lists together: more are checked for too long
@@ -56,4 +57,4 @@ def prompts(given: Any, param: str) -> tuple[Prompt, ...]:
 def _prompt(text: str | list[int], param: str) -> Prompt:
     if isinstance(text, list):
         return Prompt(tokens=len(text), param=param)
-    return Prompt(len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass")), param=param)
+    return Prompt(utf8_size(text), param=param)
