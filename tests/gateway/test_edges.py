@@ -390,7 +390,7 @@ async def test_a_gateway_on_another_thread_is_asked_through_serve(behind_edge: t
     [(0, "0ms"), (20, "20ms"), (1000, "1s"), (1500, "1.5s"), (60_000, "1m0s"), (3_661_001, "1h1m1.001s")],
 )
 def test_durations(milliseconds: int, text: str) -> None:
-    assert duration(milliseconds) == text
+    assert duration(milliseconds).decode() == text
 
 
 def test_ids_are_uuids_of_version_7_in_order() -> None:

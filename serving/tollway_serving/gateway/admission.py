@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tollway_serving.contract.catalogue import Endpoint, ModelEntry
 from tollway_serving.gateway.call import Call
@@ -13,6 +12,7 @@ from tollway_serving.gateway.metrics import Metrics
 from tollway_serving.gateway.receipts import Charge, Settler, rate_headers
 from tollway_serving.ledger.ops import LedgerUnavailable, Refused, Reserve, Reserved, Stale
 from tollway_serving.ledger.port import Ledger
+from tollway_serving.ledger.value import value
 
 _LONGEST_TOKEN_BYTES = 512  # no tokenizer that we know has a longer one: fewer tokens than this can't be meant
 _GRACE_MS = 30_000  # a hold outlives its call by this, for the settlement
@@ -26,7 +26,7 @@ class CatalogueMoved(Exception):
         self.revision = revision
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Prompt:
     """One prompt, as far as it is known before a model counts its tokens. `param` names it in errors."""
 
@@ -47,7 +47,7 @@ class Prompt:
         return min(self.tokens + text + self.messages * bound.per_message + bound.fixed, entry.context_tokens)
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Estimate:
     """`input_tokens` bounds the prompt from above; `output_tokens` is the most that one choice may have."""
 

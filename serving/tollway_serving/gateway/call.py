@@ -7,6 +7,8 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Coroutine, Generator
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
@@ -16,7 +18,7 @@ from tollway_serving.gateway import sse
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.heartbeat import Heartbeat
 from tollway_serving.gateway.ids import uuid7, valid_request_id
-from tollway_serving.gateway.limit import Limit
+from tollway_serving.gateway.limit import Alarm, Limit
 from tollway_serving.ledger.ops import Repeat
 
 Header = tuple[bytes, bytes]
@@ -24,6 +26,7 @@ Header = tuple[bytes, bytes]
 IDEMPOTENCY_KEY = b"idempotency-key"
 
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
+_JSON = b"application/json"
 _WATCH_AFTER_S = 0.1
 _MOST_OPENED = 1_000_000  # braces and brackets: an empty object takes 30 times its two bytes of memory
 _STREAM: tuple[Header, ...] = (
@@ -47,6 +50,7 @@ class Call:
         "_heartbeat",
         "_receive",
         "_send",
+        "_sending",
         "_watch",
         "began",
         "began_at",
@@ -89,13 +93,13 @@ class Call:
         self.record: dict[str, Any] = {}
         self.body_sha256 = ""  # where the client has an Idempotency-Key
         self.repeat: Repeat | None = None  # that request, if it is answered here and now
-        self._watch: asyncio.TimerHandle | asyncio.Task[None] | None = None
+        self._watch: _Watch | None = None
         self._heartbeat: Heartbeat | None = None
+        self._sending: _Begun | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """A request header by its lower-case name; the first one if it came twice."""
-        value = self._headers.get(name)
-        return None if value is None else bytes(value)
+        return self._headers.get(name)
 
     def last_header(self, name: bytes) -> bytes | None:
         """The last of them: what the nearest proxy added behind those that came with the request."""
@@ -106,15 +110,15 @@ class Call:
 
     async def json(self, limit: int, timeout_s: float) -> Any:
         """The body, parsed; ApiError for anything that is not bounded, complete, plain JSON."""
-        kind = (self.header(b"content-type") or b"application/json").split(b";", 1)[0].strip().lower()
-        if kind != b"application/json" and not (kind.startswith(b"application/") and kind.endswith(b"+json")):
+        headers = self._headers
+        if (kind := headers.get(b"content-type", _JSON)) != _JSON and not _is_json(kind):
             raise ApiError("invalid_value", "The Content-Type must be application/json.")
-        if (self.header(b"content-encoding") or b"identity").strip().lower() != b"identity":
+        if (coding := headers.get(b"content-encoding")) and coding.strip().lower() != b"identity":
             raise ApiError("invalid_value", "A compressed body is not supported; send it without Content-Encoding.")
         body = await self.body(limit, timeout_s)
-        if body.count(b"{") + body.count(b"[") > _MOST_OPENED:
+        if len(body) > _MOST_OPENED and body.count(b"{") + body.count(b"[") > _MOST_OPENED:
             raise ApiError("request_too_large", f"The body may have at most {_MOST_OPENED} objects and lists.")
-        if self.header(IDEMPOTENCY_KEY) is not None:
+        if IDEMPOTENCY_KEY in headers:
             self.body_sha256 = sha256(body).hexdigest()
         try:
             value = orjson.loads(body)
@@ -123,7 +127,9 @@ class Call:
         try:
             # A name that came twice leaves fewer colons than were sent, unless some were sent as escapes: the cheap
             # test for what few ever do.
-            doubled = body.count(b":") != orjson.dumps(value).count(b":") or _ESCAPED_COLON.search(body) is not None
+            doubled = body.count(b":") != orjson.dumps(value).count(b":") or (
+                b"\\u003" in body and _ESCAPED_COLON.search(body) is not None
+            )
         except TypeError:
             raise ApiError("invalid_json", "The body is nested too deeply.") from None
         if doubled and (name := await asyncio.to_thread(_twice, body)) is not None:
@@ -131,43 +137,35 @@ class Call:
         return value
 
     async def body(self, limit: int, timeout_s: float) -> bytes:
-        length = self.header(b"content-length")
+        length = self._headers.get(b"content-length")
         if length is not None and length.isdigit() and int(length) > limit:
             raise _too_large(limit)
-        deadline = self.started + timeout_s
         kept: bytearray | None = None  # one buffer, so that a body in tiny pieces takes no more memory than its bytes
-        while True:
-            message = await self._receive_body(deadline - time.monotonic())
-            data: bytes = message.get("body", b"")
-            if len(data) + (len(kept) if kept is not None else 0) > limit:
-                raise _too_large(limit)
-            if kept is None and not message.get("more_body"):
-                return data
-            kept = kept if kept is not None else bytearray()
-            kept += data
-            if not message.get("more_body"):
-                return bytes(kept)
-
-    async def _receive_body(self, timeout_s: float) -> Any:
         try:
             with Limit(timeout_s):
-                message = await self._receive()
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        self.gone = True
+                        raise ClientGone
+                    data: bytes = message.get("body", b"")
+                    if len(data) + (len(kept) if kept is not None else 0) > limit:
+                        raise _too_large(limit)
+                    if kept is None and not message.get("more_body"):
+                        return data
+                    kept = kept if kept is not None else bytearray()
+                    kept += data
+                    if not message.get("more_body"):
+                        return bytes(kept)
         except TimeoutError:
             raise ApiError("invalid_json", "The body did not arrive in time.", headers=_CLOSE) from None
-        if message["type"] == "http.disconnect":
-            self.gone = True
-            raise ClientGone
-        return message
 
     def watch(self) -> None:
-        """From here on a client that leaves cancels the calling task; `gone` tells that from other cancellations. Only
-        calls that take a while are watched: the server remembers who left before, and a task costs more."""
+        """From here on a client that leaves cancels the calling task; `gone` tells that from other cancellations."""
         task = asyncio.current_task()
         if task is not None and self._watch is None:
-            self._watch = asyncio.get_running_loop().call_later(_WATCH_AFTER_S, self._start_watch, task)
-
-    def _start_watch(self, task: "asyncio.Task[Any]") -> None:
-        self._watch = asyncio.create_task(self._wait_gone(task))
+            self._watch = _Watch(self, task)
+            self._watch.set()
 
     def unwatch(self) -> None:
         if self._watch is not None:
@@ -177,13 +175,11 @@ class Call:
             self._heartbeat.cancel()
             self._heartbeat = None
 
-    async def _wait_gone(self, task: "asyncio.Task[Any]") -> None:
-        while True:
-            message = await self._receive()
-            if message["type"] == "http.disconnect":
-                self.gone = True
-                task.cancel()
-                return
+    async def wait_gone(self) -> None:
+        """Returns when the client has left."""
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self.gone = True
 
     async def begin(self, status: int, headers: list[Header]) -> None:
         """Sends the answer's head."""
@@ -198,6 +194,26 @@ class Call:
         self.sent_at = None
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
         self.sent_at = time.monotonic()
+
+    def send_now(self, data: bytes) -> bool:
+        """The same without an await, for more of a stream. False: the client is slow, and `sent` has to be awaited before
+        anything else is sent."""
+        self.sent_at = None
+        sending = self._send({"type": "http.response.body", "body": data, "more_body": True})
+        try:
+            waits_for = sending.send(None)
+        except StopIteration:
+            self.sent_at = time.monotonic()
+            return True
+        self._sending = _Begun(sending, waits_for)
+        return False
+
+    async def sent(self) -> None:
+        """Returns when the client has taken what `send_now` could not send at once."""
+        if self._sending is not None:
+            await self._sending
+            self._sending = None
+            self.sent_at = time.monotonic()
 
     def keep_alive(self, interval_s: float) -> None:
         """The answer will be a stream: comments go out whenever it is silent for so long, even before it begins."""
@@ -256,9 +272,62 @@ class Call:
             await self.respond(error.status, error.body(), headers)
 
 
+class _Begun:
+    """A coroutine that ran until it waits for something: awaiting this is awaiting the rest of it."""
+
+    __slots__ = ("_coroutine", "_waits_for")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
+        self._coroutine = coroutine
+        self._waits_for = waits_for
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                value = yield waits_for
+            except BaseException as error:
+                step = partial(self._coroutine.throw, error)
+            else:
+                step = partial(self._coroutine.send, value)
+            try:
+                waits_for = step()
+            except StopIteration:
+                return
+
+
+class _Watch(Alarm):
+    """Only calls that take a while are watched: the server remembers who left before, and a task costs more."""
+
+    __slots__ = ("_call", "_task", "_watching")
+
+    def __init__(self, call: Call, task: "asyncio.Task[Any]") -> None:
+        super().__init__(_WATCH_AFTER_S)
+        self._call = call
+        self._task = task
+        self._watching: asyncio.Task[None] | None = None
+
+    def ring(self) -> None:
+        self._watching = asyncio.create_task(self._wait())
+
+    def cancel(self) -> None:
+        super().cancel()
+        if self._watching is not None:
+            self._watching.cancel()
+
+    async def _wait(self) -> None:
+        await self._call.wait_gone()
+        self._task.cancel()
+
+
 def _late(headers: list[Header]) -> bytes:
     """Headers for which it is too late, as comments."""
     return b"".join(b": %b: %b\n" % header for header in headers) + b"\n" if headers else b""
+
+
+def _is_json(content_type: bytes) -> bool:
+    kind = content_type.split(b";", 1)[0].strip().lower()
+    return kind in (b"", _JSON) or (kind.startswith(b"application/") and kind.endswith(b"+json"))
 
 
 def _too_large(limit: int) -> ApiError:

@@ -5,7 +5,6 @@ allowed in an assistant's message, because clients send answers back as they got
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
 import orjson
@@ -18,6 +17,7 @@ from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.media import check_part, outside
 from tollway_serving.gateway.shapes import utf8_size
+from tollway_serving.ledger.value import value
 
 strict = with_config(ConfigDict(strict=True, extra="forbid"))
 
@@ -176,7 +176,7 @@ Messages = Annotated[
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Spoken:
     """What is known of valid messages. `size` bounds their text from above, in UTF-8 bytes."""
 

@@ -3,7 +3,6 @@
 Its messages are in `chat_messages`.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NotRequired
 
 import orjson
@@ -21,6 +20,7 @@ from tollway_serving.gateway.chat_messages import (
 )
 from tollway_serving.gateway.errors import ApiError
 from tollway_serving.gateway.parameters import Fitted, Parameter, Table, at_most
+from tollway_serving.ledger.value import value
 
 MAX_TOKENS = 32_768
 MAX_TOOLS = 128
@@ -240,7 +240,7 @@ CHAT = Table(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class ChatRequest:
     """A valid request, before a model is chosen. `prompt_bytes` bounds its text from above, in UTF-8 bytes."""
 

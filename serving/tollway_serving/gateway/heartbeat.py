@@ -1,6 +1,6 @@
 """Comments in a stream that is silent for long, so that no proxy or client gives it up. Made and ended by `call`.
 
-A stream waits for a model that starts or reads a long prompt, or pauses between tokens. Costs a call one timer: no
+A stream waits for a model that starts or reads a long prompt, or pauses between tokens. Costs a call one alarm: no
 task, and nothing a chunk but the time of the last send.
 """
 
@@ -9,6 +9,8 @@ import time
 from typing import Protocol
 
 import structlog
+
+from tollway_serving.gateway.limit import Alarm
 
 log = structlog.get_logger(__name__)
 
@@ -24,22 +26,23 @@ class Line(Protocol):
     async def comment(self, text: str) -> None: ...
 
 
-class Heartbeat:
+class Heartbeat(Alarm):
     """From its making to `stop` or `cancel`: a comment whenever nothing was sent for `interval_s`."""
 
-    __slots__ = ("_beat", "_interval_s", "_line", "_timer")
+    __slots__ = ("_beat", "_interval_s", "_line")
 
     def __init__(self, line: Line, interval_s: float) -> None:
+        super().__init__(interval_s)
         self._line = line
         self._interval_s = interval_s
         self._beat: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
-        self._look_in(interval_s)
+        self.set()
 
     def _look_in(self, seconds: float) -> None:
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look)
+        self.due = time.monotonic() + seconds
+        self.set()
 
-    def _look(self) -> None:
+    def ring(self) -> None:
         sent_at = self._line.sent_at
         # A client that does not read what is on its way to it would not read a comment behind that.
         left = self._interval_s if sent_at is None else sent_at + self._interval_s - time.monotonic()
@@ -68,7 +71,6 @@ class Heartbeat:
 
     def cancel(self) -> None:
         """The same at once, for a client that has gone."""
-        if self._timer is not None:
-            self._timer.cancel()
+        super().cancel()
         if self._beat is not None:
             self._beat.cancel()

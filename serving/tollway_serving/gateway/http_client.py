@@ -9,22 +9,31 @@ import asyncio
 import ssl
 import time
 from collections import deque
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Final, cast
 from urllib.parse import quote, urlsplit
 
 import httptools
 
 from tollway_serving.contract.catalogue import Target, Timeouts
-from tollway_serving.gateway.limit import PATIENCE_S, Limit, stalled
+from tollway_serving.gateway.limit import Alarm, Limit
 from tollway_serving.gateway.secrets import Secrets
-from tollway_serving.gateway.upstream import Trouble, UpstreamFailed, request_headers, retry_seconds
+from tollway_serving.gateway.upstream import (
+    Sink,
+    Trouble,
+    UpstreamFailed,
+    media_type,
+    request_headers,
+    retry_seconds,
+    shown_secrets,
+)
 
 _MAX_UNREAD = 256 * 1024  # bytes of a body that wait for their reader before the model has to wait, too
 _MAX_OVERHEAD = 64 * 1024  # bytes in a row that are no body: a head, trailers, the extensions of chunks
 _ONE_WRITE = 64 * 1024  # a longer body is not copied behind its head
 _IDLE_S = 4.0  # before uvicorn (5 s) closes it: a POST on a closing connection is not repeated
+_MAX_ADDRESSES = 4096
 _PORTS: Final = {"http": 80, "https": 443}
 _ASKED_FOR: Final = frozenset((b"content-type", b"retry-after", b"x-ignored-parameters"))
 
@@ -36,7 +45,6 @@ class _Origin:
     tls: bool
 
 
-@lru_cache(maxsize=4096)
 def _parse(url: str) -> tuple[_Origin, bytes, bytes]:
     """Where to connect, the Host header, the path's beginning. ValueError: no URL that can be asked."""
     parts = urlsplit(url)
@@ -49,10 +57,10 @@ def _parse(url: str) -> tuple[_Origin, bytes, bytes]:
 
 
 class HttpAnswer:
-    """See `upstream.Answer`. Silence is looked for by one timer a stream, not one a chunk."""
+    """See `upstream.Answer`."""
 
-    __slots__ = ("_connection", "_done", "_failed", "_parts", "_silence_s", "_size", "_timer", "_waiter",
-                 "_waiting_since", "content_type", "ignored", "retry_after_s", "status")  # fmt: skip
+    __slots__ = ("_connection", "_done", "_failed", "_left", "_parts", "_silence", "_sink", "_size", "_waiter",
+                 "content_type", "ignored", "retry_after_s", "status", "waiting_since")  # fmt: skip
 
     def __init__(self, connection: "_Connection") -> None:
         self._connection = connection
@@ -61,9 +69,10 @@ class HttpAnswer:
         self._done = False
         self._failed: tuple[Trouble, str] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._waiting_since = 0.0
-        self._silence_s = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._sink: Sink | None = None  # of the waiter, that is asked first
+        self._left: bytes | None = None
+        self._silence: _Silence | None = None
+        self.waiting_since = 0.0  # monotonic; 0: nobody waits
         self.status = 0
         self.content_type = ""
         self.retry_after_s: int | None = None
@@ -79,6 +88,24 @@ class HttpAnswer:
             if self._done:
                 return b""
             await self._change()
+        return self._take()
+
+    async def pump(self, sink: Sink) -> bytes | None:
+        while self._parts or not self._done:
+            if self._parts:
+                left = sink(self._take())
+            else:
+                self._sink = sink
+                try:
+                    await self._change()
+                finally:
+                    self._sink = None
+                left, self._left = self._left, None
+            if left is not None:
+                return left
+        return None
+
+    def _take(self) -> bytes:
         parts, self._parts = self._parts, []
         self._size = 0
         self._connection.resume()
@@ -88,30 +115,20 @@ class HttpAnswer:
         if self._failed is not None:
             raise UpstreamFailed(*self._failed)
         self._waiter = self._connection.loop.create_future()
-        self._waiting_since = time.monotonic()
+        self.waiting_since = time.monotonic()
         try:
             await self._waiter
         finally:
             self._waiter = None
-            self._waiting_since = 0.0
+            self.waiting_since = 0.0
 
     def limit_silence(self, seconds: float) -> None:
-        self._silence_s = seconds
-        self._timer = self._connection.loop.call_later(seconds, self._look)
-
-    def _look(self, patient: bool = False) -> None:
-        loop = self._connection.loop
-        waited = time.monotonic() - self._waiting_since if self._waiting_since else 0.0
-        if waited < self._silence_s:
-            self._timer = loop.call_later(self._silence_s - waited, self._look)
-        elif not patient and self._timer is not None and stalled(loop, self._timer.when()):
-            self._timer = loop.call_later(PATIENCE_S, self._look, True)
-        else:
-            self.fail("timeout", "silent for too long")
+        self._silence = _Silence(self, seconds)
+        self._silence.set()
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        if self._silence is not None:
+            self._silence.cancel()
         if not self._done:
             self._connection.abort()
 
@@ -119,8 +136,9 @@ class HttpAnswer:
 
     def begin(self, status: int, headers: dict[bytes, bytes]) -> None:
         self.status = status
-        self.content_type = headers.get(b"content-type", b"").split(b";", 1)[0].strip().lower().decode("latin-1")
-        self.retry_after_s = retry_seconds(headers.get(b"retry-after", b"").decode("latin-1").strip())
+        self.content_type = media_type(headers.get(b"content-type", b""))
+        if retry_after := headers.get(b"retry-after"):
+            self.retry_after_s = retry_seconds(retry_after.decode("latin-1").strip())
         if ignored := headers.get(b"x-ignored-parameters"):
             self.ignored = tuple(name.strip() for name in ignored.decode("latin-1").split(","))
         self.wake()
@@ -129,8 +147,25 @@ class HttpAnswer:
         """Whether there is room for more."""
         self._parts.append(data)
         self._size += len(data)
-        self.wake()
+        if self._sink is None:
+            self.wake()
         return self._size < _MAX_UNREAD
+
+    def offer(self) -> None:
+        """To the waiter's sink, what one read brought: its task goes on only if something is left to do."""
+        if self._sink is None or not self._parts:
+            return
+        try:
+            left = self._sink(self._take())
+        except Exception as error:
+            if self._waiter is not None and not self._waiter.done():
+                self._waiter.set_exception(error)
+            return
+        if left is None:
+            self.waiting_since = time.monotonic()
+        else:
+            self._sink, self._left = None, left
+            self.wake()
 
     def finish(self) -> None:
         self._done = True
@@ -147,6 +182,26 @@ class HttpAnswer:
                 self._waiter.set_exception(UpstreamFailed(*failed))
             else:
                 self._waiter.set_result(None)
+
+
+class _Silence(Alarm):
+    """One for a whole stream, not one a chunk."""
+
+    __slots__ = ("_answer", "_seconds")
+
+    def __init__(self, answer: HttpAnswer, seconds: float) -> None:
+        super().__init__(seconds)
+        self._answer = answer
+        self._seconds = seconds
+
+    def ring(self) -> None:
+        now, since = time.monotonic(), self._answer.waiting_since
+        if since and now - since >= self._seconds:
+            self._answer.fail("timeout", "silent for too long")
+        else:
+            self.patient = False
+            self.due = (since or now) + self._seconds
+            self.set()
 
 
 class _Connection(asyncio.Protocol):
@@ -232,6 +287,8 @@ class _Connection(asyncio.Protocol):
             answer.finish()
         elif self._overhead > _MAX_OVERHEAD:
             self._broken("its head or trailers are too long")
+        elif self._answer is not None:
+            self._answer.offer()
 
     def _broken(self, detail: str) -> None:
         answer = self._answer
@@ -269,7 +326,8 @@ class _Connection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         self._overhead = 0
-        if self._answer is not None and not self._answer.feed(data) and not self._paused and self._transport:
+        answer = self._answer
+        if answer is not None and not answer.feed(data) and not self._paused and self._transport:
             self._paused = True
             self._transport.pause_reading()
 
@@ -322,12 +380,22 @@ class _Pool:
                 waiting.pop().abort()
 
 
+@dataclass(frozen=True, slots=True)
+class _Address:
+    target: Target
+    secrets: Mapping[str, str] = field(repr=False)
+    origin: _Origin
+    base: bytes  # of the path
+    lines: bytes = field(repr=False)  # of the head, that are the same for each request
+
+
 class HttpUpstream:
     """See `upstream.Upstream`. There is no limit on connections: a model's `queuedRequests` bounds its calls."""
 
     def __init__(self, secrets: Secrets) -> None:
         self._secrets = secrets
         self._pool = _Pool()
+        self._addresses: dict[int, _Address] = {}  # by the identity of their targets, which they keep alive
         self._tls: ssl.SSLContext | None = None
 
     async def start(self) -> None:
@@ -337,18 +405,15 @@ class HttpUpstream:
         self._pool.close()
 
     async def post(self, target: Target, path: str, body: bytes, request_id: str, timeouts: Timeouts) -> HttpAnswer:
-        try:
-            origin, authority, base = _parse(target.url)
-        except ValueError as error:
-            raise UpstreamFailed("connect", f"no URL to ask: {error}") from error
-        head = b"POST %b%b HTTP/1.1\r\nhost: %b\r\n%bcontent-length: %d\r\n\r\n" % (
-            base,
+        address = self._address(target)
+        head = b"POST %b%b HTTP/1.1\r\n%bx-request-id: %b\r\ncontent-length: %d\r\n\r\n" % (
+            address.base,
             path.encode("ascii"),
-            authority,
-            request_headers(target, request_id, self._secrets),
+            address.lines,
+            request_id.encode("ascii"),
             len(body),
         )
-        connection = self._pool.take(origin) or await self._connect(origin, timeouts.connect_ms / 1000)
+        connection = self._pool.take(address.origin) or await self._connect(address.origin, timeouts.connect_ms / 1000)
         answer = connection.ask(head, body)
         try:
             await answer.head()
@@ -356,6 +421,22 @@ class HttpUpstream:
             answer.close()
             raise
         return answer
+
+    def _address(self, target: Target) -> "_Address":
+        """What all requests to a target have in common, made once for as long as its secrets stay."""
+        secrets = shown_secrets(target, self._secrets)
+        known = self._addresses.get(id(target))
+        if known is not None and known.target is target and known.secrets == secrets:
+            return known
+        try:
+            origin, authority, base = _parse(target.url)
+        except ValueError as error:
+            raise UpstreamFailed("connect", f"no URL to ask: {error}") from error
+        if len(self._addresses) >= _MAX_ADDRESSES:
+            self._addresses.clear()
+        lines = b"host: %b\r\n%b" % (authority, request_headers(target, secrets))
+        known = self._addresses[id(target)] = _Address(target, secrets, origin, base, lines)
+        return known
 
     async def _connect(self, origin: _Origin, limit_s: float) -> _Connection:
         loop = asyncio.get_running_loop()

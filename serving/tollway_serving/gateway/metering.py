@@ -96,25 +96,27 @@ class Coverage:
         self._pending: asyncio.Future[None] | None = None
 
     def covers(self, meter: Meter) -> bool:
-        """Whether what the meter shows may leave; also asks for more in time."""
+        """Whether what the meter shows may leave; also asks for more in time. What goes beyond the hold is not charged,
+        and so it need not be covered."""
         tokens = meter.tokens
         if self._pending is None and self._asked < self._most and tokens + self._step // 2 > self._asked:
             self._ask(tokens, meter.prompt_tokens)
-        return tokens <= self._durable
+        return tokens <= self._durable or self._durable >= self._most
 
     async def wait(self, meter: Meter) -> None:
         """Until it may leave; ApiError ledger_unavailable if the ledger stays away."""
+        wanted = min(meter.tokens, self._most)
         for _ in range(_TRIES):
-            while self._pending is not None and self._durable < meter.tokens:
+            while self._pending is not None and self._durable < wanted:
                 await asyncio.wait([self._pending])
-            if self._durable >= meter.tokens:
+            if self._durable >= wanted:
                 return
-            self._ask(meter.tokens, meter.prompt_tokens)
+            self._ask(wanted, meter.prompt_tokens)
         raise ledger_unavailable()
 
     def _ask(self, tokens: int, prompt_tokens: int | None) -> None:
         self._step = min(self._step * 2, _LARGEST_STEP)
-        wanted = max(min(self._asked + self._step, self._most), tokens)
+        wanted = min(max(self._asked + self._step, tokens), self._most)
         self._asked = wanted
         future = self._ledger.submit(Cover(self._charge_id, wanted, prompt_tokens))
         self._pending = future

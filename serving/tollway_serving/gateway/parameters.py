@@ -18,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from tollway_serving.contract.catalogue import Capability
 from tollway_serving.gateway.catalogue import Model
 from tollway_serving.gateway.errors import ApiError
+from tollway_serving.ledger.value import value
 
 _MAX_NAMED = 32
 _NAME = re.compile(r"[A-Za-z0-9_.\-\[\]]{1,128}\Z")
@@ -50,7 +51,7 @@ class Parameter:
     here: bool = False  # the gateway carries it out for models that can't
 
 
-@dataclass(frozen=True, slots=True)
+@value
 class Fitted:
     """A request as one model gets it."""
 

@@ -7,6 +7,7 @@ until the hold's deadline (after which the ledger's reaper closes the hold by wh
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 
 import structlog
 
@@ -78,8 +79,8 @@ class Settler:
 class Charge:
     """One hold. `settle` may be called from any handler's end, cancelled or not; only the first call counts."""
 
-    __slots__ = ("_ledger", "_metrics", "_settled", "_settler", "_until", "fallback_depth", "fallback_from", "reserve",
-                 "reserved")  # fmt: skip
+    __slots__ = ("_ledger", "_metrics", "_settled", "_settler", "_until", "_waiter", "fallback_depth", "fallback_from",
+                 "reserve", "reserved")  # fmt: skip
 
     def __init__(
         self, ledger: Ledger, settler: Settler, metrics: Metrics, reserve: Reserve, reserved: Reserved
@@ -89,6 +90,7 @@ class Charge:
         self._metrics = metrics
         self._until = time.monotonic() + reserve.deadline_ms / 1000
         self._settled: asyncio.Future[Receipt] | None = None
+        self._waiter: asyncio.Future[None] | None = None
         self.reserve = reserve
         self.reserved = reserved
         self.fallback_from: str | None = None
@@ -139,28 +141,27 @@ class Charge:
         )
         future = self._ledger.submit(op)
         self._close(future)
-
-        def finished(done: "asyncio.Future[Receipt]") -> None:
-            if done.cancelled():
-                return
-            error = done.exception()
-            if isinstance(error, LedgerUnavailable):
-                self._settler.again(op, self._until)
-            elif error is not None:
-                log.error("settlement_failed", charge_id=op.charge_id, error=repr(error))
-            else:
-                receipt = done.result()
-                self._metrics.charged(
-                    self.reserve.plan,
-                    self.reserve.model_id,
-                    receipt.charged_micro,
-                    receipt.overrun_micro,
-                    counts.get("input_tokens", 0),
-                    counts.get("output_tokens", 0),
-                )
-
-        future.add_done_callback(finished)
+        future.add_done_callback(partial(self._finished, op))
         return future
+
+    def _finished(self, op: Settle, done: "asyncio.Future[Receipt]") -> None:
+        error = None if done.cancelled() else done.exception()
+        if isinstance(error, LedgerUnavailable):
+            self._settler.again(op, self._until)
+        elif error is not None:
+            log.error("settlement_failed", charge_id=op.charge_id, error=repr(error))
+        elif not done.cancelled():
+            receipt = done.result()
+            self._metrics.charged(
+                self.reserve.plan,
+                self.reserve.model_id,
+                receipt.charged_micro,
+                receipt.overrun_micro,
+                op.counts.get("input_tokens", 0),
+                op.counts.get("output_tokens", 0),
+            )
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
     def _close(self, future: "asyncio.Future[Receipt]") -> None:
         self._settled = future
@@ -168,11 +169,13 @@ class Charge:
 
     async def receipt(self) -> Receipt:
         """Waits for the settlement. A caller that is cancelled meanwhile does not cancel it."""
-        if self._settled is None:
+        settled = self._settled
+        if settled is None:
             raise RuntimeError("not settled yet")
-        if self._settled.done():
-            return self._settled.result()
-        return await asyncio.shield(self._settled)
+        if not settled.done():
+            self._waiter = settled.get_loop().create_future()
+            await self._waiter
+        return settled.result()
 
     def headers(self, model: str) -> list[Header]:
         """What is known before the charge: ids, rates, who answers."""
@@ -194,25 +197,29 @@ def credits_text(micro: int) -> bytes:
 def rate_headers(rates: RateState) -> list[Header]:
     """OpenAI's x-ratelimit-* headers, for the limits that there are."""
     headers: list[Header] = []
-    for kind, limit, left, reset in (
-        (b"requests", rates.limit_requests, rates.remaining_requests, rates.reset_requests_ms),
-        (b"tokens", rates.limit_tokens, rates.remaining_tokens, rates.reset_tokens_ms),
-    ):
-        if limit is not None:
-            headers.append((b"x-ratelimit-limit-" + kind, b"%d" % limit))
-            headers.append((b"x-ratelimit-remaining-" + kind, b"%d" % max(0, left or 0)))
-            headers.append((b"x-ratelimit-reset-" + kind, duration(reset or 0).encode("ascii")))
+    if rates.limit_requests is not None:
+        headers += (
+            (b"x-ratelimit-limit-requests", b"%d" % rates.limit_requests),
+            (b"x-ratelimit-remaining-requests", b"%d" % (rates.remaining_requests or 0)),
+            (b"x-ratelimit-reset-requests", duration(rates.reset_requests_ms or 0)),
+        )
+    if rates.limit_tokens is not None:
+        headers += (
+            (b"x-ratelimit-limit-tokens", b"%d" % rates.limit_tokens),
+            (b"x-ratelimit-remaining-tokens", b"%d" % (rates.remaining_tokens or 0)),
+            (b"x-ratelimit-reset-tokens", duration(rates.reset_tokens_ms or 0)),
+        )
     return headers
 
 
-def duration(milliseconds: int) -> str:
+def duration(milliseconds: int) -> bytes:
     """As OpenAI writes them: 20ms, 1.5s, 6m0s."""
     if milliseconds < 1000:
-        return f"{max(0, milliseconds)}ms"
+        return b"%dms" % milliseconds
     seconds, rest = divmod(milliseconds, 1000)
     text = f"{seconds % 60}.{rest:03d}".rstrip("0").rstrip(".") if rest else f"{seconds % 60}"
     minutes, hours = seconds // 60 % 60, seconds // 3600
-    return (f"{hours}h" if hours else "") + (f"{minutes}m" if seconds >= 60 else "") + text + "s"
+    return ((f"{hours}h" if hours else "") + (f"{minutes}m" if seconds >= 60 else "") + text + "s").encode("ascii")
 
 
 def _done(receipt: Receipt) -> "asyncio.Future[Receipt]":

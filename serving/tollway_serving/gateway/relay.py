@@ -1,11 +1,12 @@
 """The answer of a text model on its way to the client: whole or as a stream, counted, settled before its last byte.
 
-Called by `text_work` once `fallback` has opened an answer. Every chunk is parsed: usage is taken out, ids and model
-names are ours, so that what leaves is exactly OpenAI's whatever the engine adds.
+Called by `text_work` once `fallback` has opened an answer. Usage is taken out of every chunk, ids and model names are
+ours, so that what leaves is exactly OpenAI's whatever the engine adds.
 """
 
 import asyncio
 import time
+from functools import partial
 from typing import Any
 
 import orjson
@@ -17,17 +18,20 @@ from tollway_serving.gateway.call import Call, Header
 from tollway_serving.gateway.errors import ApiError, internal_error, ledger_unavailable
 from tollway_serving.gateway.fallback import Opened
 from tollway_serving.gateway.limit import Limit
-from tollway_serving.gateway.metering import Meter
+from tollway_serving.gateway.metering import Coverage, Meter
 from tollway_serving.gateway.once import kept
 from tollway_serving.gateway.peek import Peeked, parse_chunk
 from tollway_serving.gateway.receipts import credits_text
 from tollway_serving.gateway.shapes import Shape
 from tollway_serving.gateway.stops import Stopper
+from tollway_serving.gateway.template import Template, learn, place
 from tollway_serving.gateway.upstream import UpstreamFailed
 from tollway_serving.gateway.upstream_errors import Failed, error_event
 from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 
 log = structlog.get_logger(__name__)
+
+_LESSONS = 4  # a stream whose chunks go on differing is parsed
 
 
 async def send_whole(call: Call, opened: Opened, headers: list[Header], shape: Shape) -> None:
@@ -118,11 +122,16 @@ class Stream:
             head["system_fingerprint"] = first["system_fingerprint"]
         self._before = b"data: " + orjson.dumps(head)[:-1] + b',"choices":'
         self._after = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._out: list[bytes] = []  # counted, and not sent yet
+        self._template: Template | None = None
+        self._lessons = _LESSONS
+        self._around = b"", b""  # what leaves around the text of a chunk like the template's
 
     def in_its_stead(self, calls: int, stopper: Stopper | None) -> None:
         """The answer takes several calls of the model, or ends at texts that the model does not know of."""
         self._calls = calls
         self._stopper = stopper
+        self._lessons = 0  # each chunk is changed
 
     async def run(self) -> None:
         """Sends everything. ApiError: the settlement is made, and the client is still to be told."""
@@ -153,49 +162,86 @@ class Stream:
 
     async def _body(self) -> ApiError | None:
         """Relays until the model's end; the error that ended it, if one did."""
-        opened, meter = self._opened, self._meter
+        opened = self._opened
         answer, coverage, peeked = opened.answer, opened.coverage, opened.peeked
         if answer is None or coverage is None or not isinstance(peeked, Peeked):
             raise RuntimeError("no open stream")
         answer.limit_silence(opened.entry.timeouts.idle_ms / 1000)
-        events = peeked.events
+        reader, events = peeked.reader, peeked.events
         first: dict[str, Any] | None = peeked.first
-        error: ApiError | None = None
+        sink = partial(self._pass, reader, coverage)
         while True:
-            out = []
-            for payload in events:
-                if payload == sse.DONE:
-                    self._done = True
-                    break
-                chunk, first = first or parse_chunk(payload, self._shape), None
-                if chunk is None:
-                    log.warning("garbage_in_stream", request_id=self._call.request_id)
-                    error = self._cut()
-                elif chunk.get("error"):
-                    error = _in_stream(error_event(opened.entry, chunk["error"], self._shape.prompt))
-                else:
-                    if choices := self._count(chunk):
-                        out.append(self._before + orjson.dumps(choices) + self._after)
-                    if not self._done:
-                        continue
-                break
-            if out:
-                if not coverage.covers(meter):
-                    await coverage.wait(meter)
-                await self._call.send(out[0] if len(out) == 1 else b"".join(out))
+            error = self._read(events, first)
+            if self._out:
+                if not coverage.covers(self._meter):
+                    await coverage.wait(self._meter)
+                await self._call.send(b"".join(self._out))
+                self._out.clear()
             if error is not None or self._done:
                 return error
+            first = None
             try:
-                data = await answer.chunk()
-                events = peeked.reader.feed(data)
+                data = await answer.pump(sink)
+                events = reader.feed(data) if data else []
             except UpstreamFailed as failure:
                 log.warning("stream_broken", request_id=self._call.request_id, detail=str(failure))
                 return self._broken(failure)
             except sse.TooLong:
                 return self._cut()
-            if not data:
+            await self._call.sent()
+            if data is None:
                 # Without [DONE] it is an end only if every choice that began has its reason to finish.
                 return None if self._seen and self._seen == self._finished else self._cut()
+
+    def _pass(self, reader: sse.EventReader, coverage: Coverage, data: bytes) -> bytes | None:
+        """`upstream.Sink`: sends on what can go at once, chunks like the template that the ledger is sure of."""
+        template = self._template
+        if template is None or (events := reader.whole(data)) is None:
+            return data
+        found = []
+        for payload in events:
+            if (match := template.match(payload)) is None:
+                return data
+            found.append(match)
+        for match in found:
+            self._fill(*match)
+        if not coverage.covers(self._meter):
+            return b""
+        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
+        self._out.clear()
+        return None if self._call.send_now(data) else b""
+
+    def _read(self, events: list[bytes], first: dict[str, Any] | None) -> ApiError | None:
+        """Adds to what goes out. `first` is the first event, if it was parsed already."""
+        for payload in events:
+            if (template := self._template) is not None and (match := template.match(payload)) is not None:
+                self._fill(*match)
+                continue
+            if payload == sse.DONE:
+                self._done = True
+                return None
+            chunk, first = first or parse_chunk(payload, self._shape), None
+            if chunk is None:
+                log.warning("garbage_in_stream", request_id=self._call.request_id)
+                return self._cut()
+            if chunk.get("error"):
+                return _in_stream(error_event(self._opened.entry, chunk["error"], self._shape.prompt))
+            if choices := self._count(chunk):
+                sent = self._before + orjson.dumps(choices) + self._after
+                self._out.append(sent)
+                if self._lessons and len(choices) == 1:
+                    self._learn(payload, choices[0], chunk.get("usage"), sent)
+            if self._done:
+                return None
+        return None
+
+    def _fill(self, text: bytes, usage: dict[str, Any] | None) -> None:
+        """Counts a chunk like the template, and adds it to what goes out."""
+        if usage is not None and self._meter.usage(usage):
+            self._usage = usage
+        else:
+            self._meter.text(len(text))
+        self._out.append(self._around[0] + text + self._around[1])
 
     def _count(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
         """Takes the usage out of a chunk and answers its choices, in OpenAI's fields only."""
@@ -221,6 +267,18 @@ class Stream:
             if choice.setdefault("finish_reason", None) is not None:
                 self._finished.add(index)
         return choices if self._calls == 1 and self._stopper is None else self._changed(choices)
+
+    def _learn(self, payload: bytes, choice: dict[str, Any], usage: Any, sent: bytes) -> None:
+        """Takes a chunk as the template of those that follow, if they can be like it: `sent` is what left for it."""
+        said = self._shape.said(choice)
+        if said is None or choice["finish_reason"] is not None or choice.get("logprobs") is not None:
+            return
+        self._lessons -= 1
+        name, text = said
+        begin = place(sent, name, text)
+        if begin is not None and (template := learn(payload, name, text, usage)) is not None:
+            self._template = template
+            self._around = sent[:begin], sent[begin + len(text.encode()) :]
 
     def _changed(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Up to a stop sequence, and with the index that the choice has among those of all calls."""

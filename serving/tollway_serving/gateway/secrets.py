@@ -17,7 +17,7 @@ class Secrets:
     def __init__(self, folder: Path | None, providers: Path | None = None) -> None:
         self._folder = folder
         self._providers = providers or (folder / "providers" if folder is not None else None)
-        self._cache: dict[Path, tuple[float, tuple[int, int, int] | None, str | None]] = {}
+        self._cache: dict[tuple[Path, str], tuple[float, tuple[int, int, int] | None, str | None]] = {}
 
     def internal_token(self) -> str | None:
         """The current internal token: the first line of its file."""
@@ -39,11 +39,11 @@ class Secrets:
         if folder is None:
             return None
         now = time.monotonic()
-        path = folder / name
-        known = self._cache.get(path)
+        known = self._cache.get((folder, name))
         if known is not None and now - known[0] < _LOOK_AGAIN_S:
             return known[2]
         try:
+            path = folder / name
             status = path.stat()
             mark = (status.st_mtime_ns, status.st_ino, status.st_size)
             if known is not None and known[1] == mark:
@@ -53,5 +53,5 @@ class Secrets:
                     text = file.read(_MAX_BYTES)
         except (OSError, UnicodeDecodeError):
             mark, text = None, None
-        self._cache[path] = (now, mark, text)
+        self._cache[folder, name] = (now, mark, text)
         return text

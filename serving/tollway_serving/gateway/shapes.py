@@ -55,6 +55,9 @@ class Shape(Protocol):
 
     def set_text(self, choice: dict[str, Any], text: str) -> None: ...
 
+    def said(self, choice: dict[str, Any]) -> tuple[str, str] | None:
+        """The field with a chunk's text, and the text, where that is all that was generated."""
+
     def size(self, choice: dict[str, Any]) -> int:
         """UTF-8 bytes of what was generated, for a whole choice or a chunk's that has no counts."""
 
@@ -95,6 +98,14 @@ class _Chat:
 
     def set_text(self, choice: dict[str, Any], text: str) -> None:
         choice["delta" if "delta" in choice else "message"]["content"] = text
+
+    def said(self, choice: dict[str, Any]) -> tuple[str, str] | None:
+        delta = choice["delta"]
+        found = [(name, value) for name, value in delta.items() if value and name != "role"] or [
+            ("content", delta.get("content"))
+        ]
+        name, value = found[0]
+        return (name, value) if len(found) == 1 and isinstance(value, str) else None
 
     def size(self, choice: dict[str, Any]) -> int:
         generated = choice.get("delta")
@@ -140,6 +151,9 @@ class _Completion:
 
     def set_text(self, choice: dict[str, Any], text: str) -> None:
         choice["text"] = text
+
+    def said(self, choice: dict[str, Any]) -> tuple[str, str] | None:
+        return "text", choice["text"]
 
     def size(self, choice: dict[str, Any]) -> int:
         return utf8_size(choice["text"])

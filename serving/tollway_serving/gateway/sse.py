@@ -24,12 +24,18 @@ class EventReader:
         self._begun = False
         self._mark = b""  # of a byte order mark that has not come whole
 
+    def whole(self, data: bytes) -> list[bytes] | None:
+        """The payloads of `data` if it is whole events and nothing waits for its end; else None, and nothing is done."""
+        if self._rest or self._held_cr or not self._begun or not data.endswith(b"\n\n") or b"\r" in data:
+            return None
+        if data.find(b"\n") == len(data) - 2 and data.startswith(b"data: "):
+            return [data[6:-2]]  # nearly always
+        return _payloads(data[:-2])
+
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads of the events that became whole."""
-        if self._begun and not self._rest and not self._held_cr and data.endswith(b"\n\n") and b"\r" not in data:
-            if data.find(b"\n") == len(data) - 2 and data.startswith(b"data: "):
-                return [data[6:-2]]  # nearly always
-            return _payloads(data[:-2])
+        if (events := self.whole(data)) is not None:
+            return events
         if not self._begun:
             data = self._mark + data
             if len(data) < len(_MARK) and _MARK.startswith(data):

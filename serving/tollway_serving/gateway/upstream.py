@@ -4,6 +4,7 @@ Whatever goes wrong leaves as UpstreamFailed; foreign exceptions don't.
 """
 
 import re
+from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
 from tollway_serving.contract.catalogue import Target, Timeouts
@@ -11,6 +12,10 @@ from tollway_serving.gateway.secrets import Secrets
 
 Trouble = Literal["connect", "timeout", "broken"]
 
+Sink = Callable[[bytes], bytes | None]
+"""Takes bytes at once, in whatever the event loop is doing; answers what is left to do, None: nothing."""
+
+_MEDIA_TYPES: Final = {text.encode(): text for text in ("application/json", "text/event-stream")}
 _NAME: Final = re.compile(r"[A-Za-z0-9-]{1,64}\Z")
 _VALUE: Final = re.compile(r"[^\x00-\x08\x0a-\x1f\x7f]*\Z")
 _SAME: Final = {
@@ -19,7 +24,9 @@ _SAME: Final = {
     "accept-encoding": "identity",
     "user-agent": "tollway",
 }
-_RESERVED: Final = frozenset({"host", "content-length", "content-type", "transfer-encoding", "connection", "accept"})
+_RESERVED: Final = frozenset(
+    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept", "x-request-id"}
+)
 
 
 class UpstreamFailed(Exception):
@@ -39,6 +46,11 @@ class Answer(Protocol):
     async def chunk(self) -> bytes:
         """The next bytes as they came, b"" at the end. UpstreamFailed: broken off, or silent for too long."""
 
+    async def pump(self, sink: Sink) -> bytes | None:
+        """Gives `sink` all that comes, as it comes, without waking up the waiting task: that costs more than most sinks
+        do. Returns what a sink left, which may be b"", or None at the end. Fails like `chunk`, and with what the sink
+        raises."""
+
     def limit_silence(self, seconds: float) -> None:
         """From now on a `chunk` that waits for longer fails with "timeout"."""
 
@@ -53,20 +65,27 @@ class Upstream(Protocol):
         """Sends the request; returns with the answer's head. The first byte's and the total time are the caller's."""
 
 
-def request_headers(target: Target, request_id: str, secrets: Secrets) -> bytes:
-    """The lines of the head that say who asks and how; made from nothing, no header of a client ever reaches a model.
-    UpstreamFailed: a provider's key is missing, or a secret is none that a header can carry."""
-    headers = {**_SAME, "x-request-id": request_id}
-    for name, value in target.headers.items():
-        if _NAME.match(name) and (lower := name.lower()) not in _RESERVED and _VALUE.match(value):
-            headers[lower] = value
+def shown_secrets(target: Target, secrets: Secrets) -> dict[str, str]:
+    """The header lines that show who asks. UpstreamFailed: a provider's key is missing."""
+    shown = {}
     if target.internal and (token := secrets.internal_token()):
-        headers["x-tollway-token"] = token
+        shown["x-tollway-token"] = token
     if target.secret is not None:
         key = secrets.provider(target.secret)
         if key is None:
             raise UpstreamFailed("connect", f"the provider's key {target.secret} is missing in the secrets folder")
-        headers["authorization"] = f"Bearer {key}"
+        shown["authorization"] = f"Bearer {key}"
+    return shown
+
+
+def request_headers(target: Target, secrets: Mapping[str, str]) -> bytes:
+    """The lines of the head that say who asks and how, but for the request's id; made from nothing, no header of a client
+    ever reaches a model. UpstreamFailed: a secret is none that a header can carry."""
+    headers = dict(_SAME)
+    for name, value in target.headers.items():
+        if _NAME.match(name) and (lower := name.lower()) not in _RESERVED and _VALUE.match(value):
+            headers[lower] = value
+    headers |= secrets
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
     if lines.count("\n") != len(headers) or lines.count("\r") != len(headers) or "\0" in lines:
         raise UpstreamFailed("connect", "a secret has characters that no header can carry")
@@ -82,6 +101,11 @@ async def read_all(answer: Answer, limit: int) -> bytes:
             raise UpstreamFailed("broken", f"the answer is longer than {limit} bytes")
         parts.append(data)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def media_type(value: bytes) -> str:
+    """Of a Content-Type: lower case, without parameters."""
+    return _MEDIA_TYPES.get(value) or value.split(b";", 1)[0].strip().lower().decode("latin-1")
 
 
 def retry_seconds(text: str) -> int | None:
