@@ -37,7 +37,7 @@ class Prompt:
     param: str = "messages"
 
     def least(self) -> int:
-        return self.tokens + -(-self.text_bytes // _LONGEST_TOKEN_BYTES) + self.messages
+        return self.tokens - (-self.text_bytes // _LONGEST_TOKEN_BYTES) + self.messages
 
     def most(self, entry: ModelEntry) -> int:
         if self.has_media:
@@ -76,7 +76,7 @@ def estimate_prompts(entry: ModelEntry, prompts: Sequence[Prompt], room: int = 0
                 f"least {least + room} tokens ({least} in the {prompt.param}, {room} in the completion).",
                 param=prompt.param,
             )
-    return sum(prompt.most(entry) for prompt in prompts)
+    return prompts[0].most(entry) if len(prompts) == 1 else sum(prompt.most(entry) for prompt in prompts)
 
 
 def estimate_text(

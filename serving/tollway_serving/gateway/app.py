@@ -263,20 +263,22 @@ class Gateway:
 
     def _finish(self, call: Call) -> None:
         status = _CLOSED if call.gone else call.status
-        seconds = call.milliseconds() / 1000
-        self.metrics.request(call.plan, call.model, call.route, status, call.code, seconds)
+        milliseconds = call.milliseconds()
+        self.metrics.request(call.plan, call.model, call.route, status, call.code, milliseconds / 1000)
         first = call.record.get("first_token_ms")
         if first is not None:
             self.metrics.first_token(call.model, call.route, first / 1000)
         self.access_log.write(
             call.began_at,
             {
+                "event": "request",
+                "level": "info",
                 "request_id": call.request_id,
                 "method": call.scope["method"],
                 "route": call.route,
                 "status": status,
                 "code": call.code,
-                "duration_ms": call.milliseconds(),
+                "duration_ms": milliseconds,
                 "plan": call.plan,
                 "model": call.model,
                 **call.record,

@@ -165,7 +165,7 @@ class Call:
         task = asyncio.current_task()
         if task is not None and self._watch is None:
             self._watch = _Watch(self, task)
-            self._watch.set()
+            self._watch.set(task.get_loop())
 
     def unwatch(self) -> None:
         if self._watch is not None:

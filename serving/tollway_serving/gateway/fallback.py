@@ -306,16 +306,18 @@ class Fallbacks:
             await work.fetch(self._fetcher)
         body = work.payload(fitted, entry, charge.reserved.output_tokens)
         try:
-            answer, opened.peeked = await self._post(call, work, opened, body)
-            if work.streamed:
-                if work.calls > 1:
-                    opened.again = partial(self._again, call, work, opened, iter(work.following(entry)))
-            else:
-                with Limit(opened.deadline - time.monotonic()):
+            with Limit(self._patience_s(work, entry)) as limit:
+                answer, opened.peeked = await self._post(call, work, opened, body)
+                if work.streamed:
+                    if work.calls > 1:
+                        opened.again = partial(self._again, call, work, opened, iter(work.following(entry)))
+                else:
+                    limit.due = opened.deadline
                     opened.peeked = await work.complete(entry, answer, opened.peeked, opened.meter)
                     for body in work.following(entry):
                         opened.close_answer()
-                        following, more = await self._post(call, work, opened, body)
+                        with Limit(self._patience_s(work, entry)):
+                            following, more = await self._post(call, work, opened, body)
                         await work.add(entry, following, opened.peeked, more, opened.meter)
         except TimeoutError:
             raise timed_out(entry, "no answer in time") from None
@@ -329,7 +331,8 @@ class Fallbacks:
         opened.close_answer()
         opened.meter.next_call()
         try:
-            _, opened.peeked = await self._post(call, work, opened, body)
+            with Limit(self._patience_s(work, opened.entry)):
+                _, opened.peeked = await self._post(call, work, opened, body)
         except TimeoutError:
             raise timed_out(opened.entry, "no answer in time").error from None
         except UpstreamFailed as failure:
@@ -338,18 +341,20 @@ class Fallbacks:
             raise failed.error from None
         return True
 
+    @staticmethod
+    def _patience_s(work: Work, entry: ModelEntry) -> float:
+        """How long an answer's beginning may take."""
+        return min(work.patience_ms(entry), entry.timeouts.total_ms) / 1000
+
     async def _post(self, call: Call, work: Work, opened: Opened, body: dict[str, Any]) -> tuple[Answer, Any]:
         entry = opened.entry
-        with Limit(min(work.patience_ms(entry), entry.timeouts.total_ms) / 1000):
-            answer = await self._upstream.post(
-                entry.target, work.path, orjson.dumps(body), call.request_id, entry.timeouts
-            )
-            opened.answer = answer
-            if answer.status != 200:
-                raise work.blame(refused(entry, answer, await read_all(answer, _MAX_ERROR_BODY), work.prompt))
-            if answer.ignored and entry.target.internal:
-                opened.ignored = (*opened.ignored, *answer.ignored)
-            return answer, await work.peek(entry, answer)
+        answer = await self._upstream.post(entry.target, work.path, orjson.dumps(body), call.request_id, entry.timeouts)
+        opened.answer = answer
+        if answer.status != 200:
+            raise work.blame(refused(entry, answer, await read_all(answer, _MAX_ERROR_BODY), work.prompt))
+        if answer.ignored and entry.target.internal:
+            opened.ignored = (*opened.ignored, *answer.ignored)
+        return answer, await work.peek(entry, answer)
 
     def _saves(self, access: Access, model: Model, charge: Charge) -> bool:
         """Whether a cheaper model should answer, because the account's credits are low."""

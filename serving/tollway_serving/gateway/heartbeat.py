@@ -36,11 +36,11 @@ class Heartbeat(Alarm):
         self._line = line
         self._interval_s = interval_s
         self._beat: asyncio.Task[None] | None = None
-        self.set()
+        self.set(asyncio.get_running_loop())
 
     def _look_in(self, seconds: float) -> None:
         self.due = time.monotonic() + seconds
-        self.set()
+        self.set(asyncio.get_running_loop())
 
     def ring(self) -> None:
         sent_at = self._line.sent_at

@@ -124,7 +124,7 @@ class HttpAnswer:
 
     def limit_silence(self, seconds: float) -> None:
         self._silence = _Silence(self, seconds)
-        self._silence.set()
+        self._silence.set(self._connection.loop)
 
     def close(self) -> None:
         if self._silence is not None:
@@ -144,28 +144,25 @@ class HttpAnswer:
         self.wake()
 
     def feed(self, data: bytes) -> bool:
-        """Whether there is room for more."""
-        self._parts.append(data)
-        self._size += len(data)
+        """Whether there is room for more. A waiter's task goes on only if its sink leaves something to do."""
         if self._sink is None:
+            self._parts.append(data)
+            self._size += len(data)
             self.wake()
-        return self._size < _MAX_UNREAD
-
-    def offer(self) -> None:
-        """To the waiter's sink, what one read brought: its task goes on only if something is left to do."""
-        if self._sink is None or not self._parts:
-            return
+            return self._size < _MAX_UNREAD
         try:
-            left = self._sink(self._take())
+            self._left = self._sink(data)
         except Exception as error:
+            self._sink = None
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_exception(error)
-            return
-        if left is None:
+            return True
+        if self._left is None:
             self.waiting_since = time.monotonic()
         else:
-            self._sink, self._left = None, left
+            self._sink = None
             self.wake()
+        return True
 
     def finish(self) -> None:
         self._done = True
@@ -201,17 +198,19 @@ class _Silence(Alarm):
         else:
             self.patient = False
             self.due = (since or now) + self._seconds
-            self.set()
+            self.set(asyncio.get_running_loop())
 
 
 class _Connection(asyncio.Protocol):
-    """One call at a time. Its parser calls the methods with `on_`."""
+    """One call at a time. Its parser calls what begins with `on_`."""
 
     def __init__(self, pool: "_Pool", origin: _Origin) -> None:
         self.loop = asyncio.get_running_loop()
         self.idle_since = 0.0
         self._pool = pool
         self._origin = origin
+        self._body: list[bytes] = []  # of one read
+        self.on_body = self._body.append  # a stream has a piece for each event: no Python a piece
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._answer: HttpAnswer | None = None
@@ -270,11 +269,18 @@ class _Connection(asyncio.Protocol):
             self.abort()
             return
         self._overhead += len(data)
+        wrong = None
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            wrong = error
+        if body := self._body:
+            self._overhead = 0
+            self._pass_on(body[0] if len(body) == 1 else b"".join(body))
+            body.clear()
+        if wrong is not None:
             if not self._complete:
-                self._broken(f"no HTTP: {type(error).__name__}")
+                self._broken(f"no HTTP: {type(wrong).__name__}")
                 return
             self._kept = False  # what follows the answer is none
         if self._complete:
@@ -284,11 +290,16 @@ class _Connection(asyncio.Protocol):
                 self._pool.give_back(self._origin, self)
             else:
                 self.abort()
-            answer.finish()
+            if answer is not None:
+                answer.finish()
         elif self._overhead > _MAX_OVERHEAD:
             self._broken("its head or trailers are too long")
-        elif self._answer is not None:
-            self._answer.offer()
+
+    def _pass_on(self, data: bytes) -> None:
+        answer = self._answer
+        if answer is not None and not answer.feed(data) and not self._paused and self._transport:
+            self._paused = True
+            self._transport.pause_reading()
 
     def _broken(self, detail: str) -> None:
         answer = self._answer
@@ -323,13 +334,6 @@ class _Connection(asyncio.Protocol):
         self._overhead = 0
         if self._answer is not None:
             self._answer.begin(status, self._headers)
-
-    def on_body(self, data: bytes) -> None:
-        self._overhead = 0
-        answer = self._answer
-        if answer is not None and not answer.feed(data) and not self._paused and self._transport:
-            self._paused = True
-            self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
         if self._begun:

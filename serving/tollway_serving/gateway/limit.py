@@ -23,10 +23,12 @@ class Alarm:
     def __init__(self, seconds: float) -> None:
         self.due = time.monotonic() + seconds
         self.patient = False  # it was due once already, when nothing in this process could run
-        self._clock = _clock(asyncio.get_running_loop())
 
-    def set(self) -> None:
-        clock = self._clock
+    def set(self, loop: asyncio.AbstractEventLoop) -> None:
+        clock = _known
+        if clock is None or clock.loop is not loop:
+            clock = _clock(loop)
+        self._clock = clock
         clock.alarms.add(self)
         if clock.timer is None:
             clock.start()
@@ -73,8 +75,7 @@ _known: _Clock | None = None
 def _clock(loop: asyncio.AbstractEventLoop) -> _Clock:
     """A process has one loop that serves requests."""
     global _known  # noqa: PLW0603
-    if _known is None or _known.loop is not loop:
-        _known = _Clock(loop)
+    _known = _Clock(loop)
     return _known
 
 
@@ -83,14 +84,15 @@ class Limit(Alarm):
 
     __slots__ = ("_before", "_over", "_task")
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> "Limit":
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a limit needs a task")
         self._task = task
         self._before = task.cancelling()
         self._over = False
-        self.set()
+        self.set(task.get_loop())
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -49,7 +49,8 @@ class AccessLog:
         if second != self._second:
             self._second, self._stamp = second, datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         stamp = f"{self._stamp}.{thousandths:03d}Z"
-        self._lines.append(orjson.dumps({"event": "request", "level": "info", "timestamp": stamp, **fields}))
+        fields["timestamp"] = stamp
+        self._lines.append(orjson.dumps(fields))
         if len(self._lines) >= _FLUSH_LINES:
             self.flush()
         elif self._timer is None:

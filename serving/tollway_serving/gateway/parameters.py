@@ -81,11 +81,15 @@ class Table:
         if type(body) is not dict:
             raise ApiError("invalid_json", "The body must be a JSON object.")
         known = self.parameters
-        unknown = [name for name in body if name not in known]
-        if unknown and not ignore:
-            name = unknown[0]
-            raise ApiError("unsupported_parameter", f"Unknown parameter: {_quote(name)}.", param=name[:64])
-        values = {name: value for name, value in body.items() if value is not None and name in known}
+        unknown: list[str] = []
+        values = body
+        if not body.keys() <= known.keys():
+            unknown = [name for name in body if name not in known]
+            if not ignore:
+                name = unknown[0]
+                raise ApiError("unsupported_parameter", f"Unknown parameter: {_quote(name)}.", param=name[:64])
+        if unknown or None in body.values():
+            values = {name: value for name, value in body.items() if value is not None and name in known}
         try:
             self._validate(values)
         except ValidationError as error:

@@ -87,9 +87,10 @@ async def settle_and_send(call: Call, opened: Opened, headers: list[Header], bod
     except LedgerUnavailable:
         raise ledger_unavailable() from None
     _record(call, opened, meter, receipt)
-    if any(receipt.counts.get(unit, 0) < count for unit, count in counts.items() if unit != "requests"):
-        # This replica was stopped for so long that it was taken for dead: its hold was closed by less than this answer.
-        raise ledger_unavailable()
+    for unit in ("input_tokens", "output_tokens"):
+        if receipt.counts.get(unit, 0) < counts[unit]:
+            # This replica was stopped for so long that it was taken for dead: its hold was closed by less than this.
+            raise ledger_unavailable()
     await call.respond(200, body, [*headers, (b"x-credits-used", credits_text(receipt.charged_micro))])
 
 
@@ -196,26 +197,18 @@ class Stream:
     def _pass(self, reader: sse.EventReader, coverage: Coverage, data: bytes) -> bytes | None:
         """`upstream.Sink`: sends on what can go at once, chunks like the template that the ledger is sure of."""
         template = self._template
-        if template is None or (events := reader.whole(data)) is None:
+        if template is None or (payloads := reader.whole(data)) is None or (found := template.match(payloads)) is None:
             return data
-        found = []
-        for payload in events:
-            if (match := template.match(payload)) is None:
-                return data
-            found.append(match)
-        for match in found:
-            self._fill(*match)
+        self._fill(*found)
         if not coverage.covers(self._meter):
             return b""
-        data = self._out[0] if len(self._out) == 1 else b"".join(self._out)
-        self._out.clear()
-        return None if self._call.send_now(data) else b""
+        return None if self._call.send_now(self._out.pop()) else b""
 
     def _read(self, events: list[bytes], first: dict[str, Any] | None) -> ApiError | None:
         """Adds to what goes out. `first` is the first event, if it was parsed already."""
         for payload in events:
-            if (template := self._template) is not None and (match := template.match(payload)) is not None:
-                self._fill(*match)
+            if (template := self._template) is not None and (found := template.match(payload)) is not None:
+                self._fill(*found)
                 continue
             if payload == sse.DONE:
                 self._done = True
@@ -235,13 +228,14 @@ class Stream:
                 return None
         return None
 
-    def _fill(self, text: bytes, usage: dict[str, Any] | None) -> None:
-        """Counts a chunk like the template, and adds it to what goes out."""
+    def _fill(self, texts: list[bytes], usage: dict[str, Any] | None) -> None:
+        """Counts chunks like the template, and adds them to what goes out."""
         if usage is not None and self._meter.usage(usage):
             self._usage = usage
         else:
-            self._meter.text(len(text))
-        self._out.append(self._around[0] + text + self._around[1])
+            self._meter.text(sum(map(len, texts)))
+        head, tail = self._around
+        self._out.append(head + (tail + head).join(texts) + tail)
 
     def _count(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
         """Takes the usage out of a chunk and answers its choices, in OpenAI's fields only."""

@@ -1,46 +1,75 @@
-"""What the chunks of one stream have in common, so that most of them need not be parsed. Used by `relay`, `collect`.
+"""What the chunks of one stream have in common, so that most of them need not be parsed. Used by `relay`.
 
-A model writes its chunks one like the other: only the text differs, and the counts where it sends them. A chunk with the
-bytes of a parsed one before and behind its text, and nothing in the text that JSON writes in more than one way, says the
-same as that one with this text in it. All others are parsed.
+A model writes its chunks one like the other: only the text differs, and the counts where it sends them. A chunk with
+the bytes of a parsed one before and behind its text, and nothing in the text that JSON writes in more than one way,
+says the same as that one with this text in it. All others are parsed.
 """
 
 from typing import Any
 
 import orjson
 
+from tollway_serving.gateway.sse import SEAM
+
 
 class Template:
     """Made of one chunk by `learn`."""
 
-    __slots__ = ("_counted", "_head", "_tail", "name")
+    __slots__ = ("_between", "_counted", "_head", "_tail")
 
-    def __init__(self, name: str, head: bytes, tail: bytes, counted: bool) -> None:
-        self.name = name  # of the field that the text is in
+    def __init__(self, head: bytes, tail: bytes, counted: bool) -> None:
         self._head = head
         self._tail = tail  # from the text's closing quote to the chunk's end, or to its usage
         self._counted = counted
+        self._between = SEAM + head if counted else tail + SEAM + head
 
-    def match(self, payload: bytes) -> tuple[bytes, dict[str, Any] | None] | None:
-        """The text as it stands in a chunk like this one, in UTF-8, and its usage; None: it has to be parsed."""
-        if not payload.startswith(self._head):
+    def match(self, payloads: bytes) -> tuple[list[bytes], dict[str, Any] | None] | None:
+        """The texts of chunks like this one, in UTF-8 as they stand there, and the last one's usage, which counts for
+        all; None: one has to be parsed. `payloads` is one or more with `sse.SEAM` between them."""
+        head, tail = self._head, self._tail
+        if not payloads.startswith(head):
             return None
-        begin = len(self._head)
-        end = payload.find(b'"', begin)
-        text = payload[begin:end]
-        if b"\\" in text or end < 0:
+        if b"\n" in payloads:
+            return self._match_several(payloads)
+        begin = len(head)
+        end = payloads.find(b'"', begin)
+        if end < 0 or not payloads.startswith(tail, end):
             return None
+        text, behind = payloads[begin:end], payloads[end + len(tail) :]
         try:
-            if not text.decode().isprintable():  # a control character is no JSON
+            if b"\\" in text or not text.decode().isprintable():  # a control character is no JSON
                 return None
             if not self._counted:
-                return (text, None) if payload[end:] == self._tail else None
-            if not payload.startswith(self._tail, end) or not payload.endswith(b"}"):
-                return None
-            usage = orjson.loads(payload[end + len(self._tail) : -1])
+                return None if behind else ([text], None)
+            usage = orjson.loads(behind[:-1])
         except ValueError:
             return None
-        return (text, usage) if type(usage) is dict else None
+        return ([text], usage) if type(usage) is dict and behind[-1:] == b"}" else None
+
+    def _match_several(self, payloads: bytes) -> tuple[list[bytes], dict[str, Any] | None] | None:
+        """All at once: a loop in Python would cost more than all else that is done to a chunk."""
+        head, tail = self._head, self._tail
+        usage = None
+        try:
+            if self._counted:
+                parts = [part.partition(tail) for part in payloads[len(head) :].split(self._between)]
+                texts = [part[0] for part in parts]
+                seams = len(parts) - 1
+                if payloads.count(tail) <= seams or payloads.count(b"\n") > 2 * seams or b"\r" in payloads:
+                    return None  # something else is between them
+                if payloads[-1:] != b"}" or type(usage := orjson.loads(parts[-1][2][:-1])) is not dict:
+                    return None
+            else:
+                if not payloads.endswith(tail) or len(payloads) < len(head) + len(tail):
+                    return None
+                texts = payloads[len(head) : -len(tail)].split(self._between)
+            together = b" ".join(texts)
+            # A line end would begin something else.
+            if b'"' in together or b"\\" in together or not together.decode().isprintable():
+                return None
+        except ValueError:
+            return None
+        return texts, usage
 
 
 def learn(payload: bytes, name: str, text: str, usage: Any) -> Template | None:
@@ -55,9 +84,9 @@ def learn(payload: bytes, name: str, text: str, usage: Any) -> Template | None:
         tail = payload[end : payload.find(b"{", key)] if key > end and payload.count(b'"usage"') == 1 else b""
     else:
         tail = payload[end:]
-    template = Template(name, payload[:begin], tail, counted)
+    template = Template(payload[:begin], tail, counted)
     # What it was made of is the first to be held against it.
-    return template if tail and template.match(payload) == (text.encode(), usage if counted else None) else None
+    return template if tail and template.match(payload) == ([text.encode()], usage if counted else None) else None
 
 
 def place(document: bytes, name: str, text: str) -> int | None:
