@@ -122,6 +122,9 @@ class HttpAnswer:
             self._waiter = None
             self.waiting_since = 0.0
 
+    def rest(self, seconds: float) -> None:
+        self._connection.rest(seconds)
+
     def limit_silence(self, seconds: float) -> None:
         self._silence = _Silence(self, seconds)
         self._silence.set(self._connection.loop)
@@ -240,6 +243,12 @@ class _Connection(asyncio.Protocol):
             transport.write(head)
             transport.write(body)
         return self._answer
+
+    def rest(self, seconds: float) -> None:
+        if self._transport is not None and not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+            self.loop.call_later(seconds, self.resume)
 
     def resume(self) -> None:
         if self._paused and self._transport is not None:

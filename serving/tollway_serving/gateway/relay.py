@@ -31,6 +31,7 @@ from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 
 log = structlog.get_logger(__name__)
 
+_GATHER_S = 0.002  # chunks that come faster than this wait for each other: a read costs more than what it brings
 _LESSONS = 4  # a stream whose chunks go on differing is parsed
 
 
@@ -202,30 +203,51 @@ class Stream:
         self._fill(*found)
         if not coverage.covers(self._meter):
             return b""
-        return None if self._call.send_now(self._out.pop()) else b""
+        call = self._call
+        before = call.sent_at or 0.0
+        if not call.send_now(self._out.pop()):
+            return b""
+        if call.sent_at is not None and call.sent_at - before < _GATHER_S and self._opened.answer is not None:
+            self._opened.answer.rest(_GATHER_S)
+        return None
 
     def _read(self, events: list[bytes], first: dict[str, Any] | None) -> ApiError | None:
         """Adds to what goes out. `first` is the first event, if it was parsed already."""
-        for payload in events:
-            if (template := self._template) is not None and (found := template.match(payload)) is not None:
-                self._fill(*found)
-                continue
-            if payload == sse.DONE:
-                self._done = True
-                return None
-            chunk, first = first or parse_chunk(payload, self._shape), None
-            if chunk is None:
-                log.warning("garbage_in_stream", request_id=self._call.request_id)
-                return self._cut()
-            if chunk.get("error"):
-                return _in_stream(error_event(self._opened.entry, chunk["error"], self._shape.prompt))
-            if choices := self._count(chunk):
-                sent = self._before + orjson.dumps(choices) + self._after
-                self._out.append(sent)
-                if self._lessons and len(choices) == 1:
-                    self._learn(payload, choices[0], chunk.get("usage"), sent)
-            if self._done:
-                return None
+        at = alike = 0
+        while at < len(events):
+            if self._template is not None:
+                if at >= alike:
+                    alike = self._template.alike(events, at)
+                    if alike > at + 1 and (found := self._template.match(sse.SEAM.join(events[at:alike]))) is not None:
+                        self._fill(*found)
+                        at = alike
+                        continue
+                if at < alike and (found := self._template.match(events[at])) is not None:
+                    self._fill(*found)
+                    at += 1
+                    continue
+            error = self._parse(events[at], first)
+            if error is not None or self._done:
+                return error
+            first = None
+            at += 1
+        return None
+
+    def _parse(self, payload: bytes, first: dict[str, Any] | None) -> ApiError | None:
+        if payload == sse.DONE:
+            self._done = True
+            return None
+        chunk = first or parse_chunk(payload, self._shape)
+        if chunk is None:
+            log.warning("garbage_in_stream", request_id=self._call.request_id)
+            return self._cut()
+        if chunk.get("error"):
+            return _in_stream(error_event(self._opened.entry, chunk["error"], self._shape.prompt))
+        if choices := self._count(chunk):
+            sent = self._before + orjson.dumps(choices) + self._after
+            self._out.append(sent)
+            if self._lessons and len(choices) == 1:
+                self._learn(payload, choices[0], chunk.get("usage"), sent)
         return None
 
     def _fill(self, texts: list[bytes], usage: dict[str, Any] | None) -> None:

@@ -23,6 +23,14 @@ class Template:
         self._counted = counted
         self._between = SEAM + head if counted else tail + SEAM + head
 
+    def alike(self, payloads: list[bytes], begin: int) -> int:
+        """How far those from `begin` on begin like this one: the first that does not."""
+        head = self._head
+        for at in range(begin, len(payloads)):
+            if not payloads[at].startswith(head):
+                return at
+        return len(payloads)
+
     def match(self, payloads: bytes) -> tuple[list[bytes], dict[str, Any] | None] | None:
         """The texts of chunks like this one, in UTF-8 as they stand there, and the last one's usage, which counts for
         all; None: one has to be parsed. `payloads` is one or more with `sse.SEAM` between them."""

@@ -51,6 +51,9 @@ class Answer(Protocol):
         do. Returns what a sink left, which may be b"", or None at the end. Fails like `chunk`, and with what the sink
         raises."""
 
+    def rest(self, seconds: float) -> None:
+        """Leaves what comes within this time to the network, to be read at once afterwards."""
+
     def limit_silence(self, seconds: float) -> None:
         """From now on a `chunk` that waits for longer fails with "timeout"."""
 
