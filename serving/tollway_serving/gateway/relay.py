@@ -197,10 +197,13 @@ class Stream:
 
     def _pass(self, reader: sse.EventReader, coverage: Coverage, data: bytes) -> bytes | None:
         """`upstream.Sink`: sends on what can go at once, chunks like the template that the ledger is sure of."""
-        template = self._template
-        if template is None or (payloads := reader.whole(data)) is None or (found := template.match(payloads)) is None:
+        if self._template is None or (events := reader.whole(data)) is None:
             return data
-        self._fill(*found)
+        texts, usage = self._template.run(events)
+        if texts:
+            self._fill(texts, usage)
+        if len(texts) < len(events):
+            return b"".join(map(sse.event, events[len(texts) :]))
         if not coverage.covers(self._meter):
             return b""
         call = self._call
@@ -213,18 +216,13 @@ class Stream:
 
     def _read(self, events: list[bytes], first: dict[str, Any] | None) -> ApiError | None:
         """Adds to what goes out. `first` is the first event, if it was parsed already."""
-        at = alike = 0
+        at = 0
         while at < len(events):
             if self._template is not None:
-                if at >= alike:
-                    alike = self._template.alike(events, at)
-                    if alike > at + 1 and (found := self._template.match(sse.SEAM.join(events[at:alike]))) is not None:
-                        self._fill(*found)
-                        at = alike
-                        continue
-                if at < alike and (found := self._template.match(events[at])) is not None:
-                    self._fill(*found)
-                    at += 1
+                texts, usage = self._template.run(events, at)
+                if texts:
+                    self._fill(texts, usage)
+                    at += len(texts)
                     continue
             error = self._parse(events[at], first)
             if error is not None or self._done:

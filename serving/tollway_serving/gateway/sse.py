@@ -6,9 +6,6 @@ dropped: OpenAI's streams carry everything in `data`.
 
 DONE = b"[DONE]"
 
-SEAM = b"\n\ndata: "
-"""Between the payloads of two events as nearly everybody writes them."""
-
 _MARK = b"\xef\xbb\xbf"
 
 
@@ -27,19 +24,23 @@ class EventReader:
         self._begun = False
         self._mark = b""  # of a byte order mark that has not come whole
 
-    def whole(self, data: bytes) -> bytes | None:
-        """What `data` has of payloads, with their seams, if it begins and ends as whole events do and nothing before it
-        waits for its end; else None. Nothing is done, and nobody has looked at what is between."""
-        if self._rest or self._held_cr or not self._begun:
+    def whole(self, data: bytes) -> list[bytes] | None:
+        """The payloads of `data` if it is whole events, written as nearly everybody does, and nothing before it waits for
+        its end; else None, and nothing is done."""
+        if (
+            self._rest
+            or self._held_cr
+            or not self._begun
+            or not (data.endswith(b"\n\n") and data.startswith(b"data: "))
+        ):
             return None
-        return data[6:-2] if data.endswith(b"\n\n") and data.startswith(b"data: ") else None
+        payloads = data[6:-2].split(b"\n\ndata: ")
+        return payloads if data.count(b"\n") == 2 * len(payloads) and b"\r" not in data else None
 
     def feed(self, data: bytes) -> list[bytes]:
         """The payloads of the events that became whole."""
-        if b"\r" not in data and (whole := self.whole(data)) is not None:
-            payloads = whole.split(SEAM)
-            if whole.count(b"\n") == 2 * len(payloads) - 2:
-                return payloads
+        if (payloads := self.whole(data)) is not None:
+            return payloads
         if not self._begun:
             data = self._mark + data
             if len(data) < len(_MARK) and _MARK.startswith(data):

@@ -9,75 +9,53 @@ from typing import Any
 
 import orjson
 
-from tollway_serving.gateway.sse import SEAM
+
+_MOST = 64  # at once: where each text is an odd one, all that follow are looked at again for each
 
 
 class Template:
     """Made of one chunk by `learn`."""
 
-    __slots__ = ("_between", "_counted", "_head", "_tail")
+    __slots__ = ("_counted", "_head", "_tail")
 
     def __init__(self, head: bytes, tail: bytes, counted: bool) -> None:
         self._head = head
         self._tail = tail  # from the text's closing quote to the chunk's end, or to its usage
         self._counted = counted
-        self._between = SEAM + head if counted else tail + SEAM + head
 
-    def alike(self, payloads: list[bytes], begin: int) -> int:
-        """How far those from `begin` on begin like this one: the first that does not."""
-        head = self._head
-        for at in range(begin, len(payloads)):
-            if not payloads[at].startswith(head):
-                return at
-        return len(payloads)
+    def run(self, payloads: list[bytes], begin: int = 0) -> tuple[list[bytes], dict[str, Any] | None]:
+        """The texts of the chunks from `begin` on that are like this one, up to the first that is not, in UTF-8 as they
+        stand there; and the usage of the last of them, which counts for all."""
+        head, tail, counted = self._head, self._tail, self._counted
+        at, length = len(head), len(tail)
+        texts = []
+        for payload in payloads[begin : begin + _MOST]:
+            end = payload.find(b'"', at)
+            if end < 0 or not payload.startswith(head) or not payload.startswith(tail, end):
+                break
+            if not counted and len(payload) != end + length:
+                break
+            texts.append(payload[at:end])
+        if texts and not _plain(b" ".join(texts)):
+            del texts[next(index for index, text in enumerate(texts) if not _plain(text)) :]
+        while counted and texts:
+            payload = payloads[begin + len(texts) - 1]
+            try:
+                usage = orjson.loads(payload[at + len(texts[-1]) + length : -1]) if payload[-1:] == b"}" else None
+            except orjson.JSONDecodeError:
+                usage = None
+            if type(usage) is dict:
+                return texts, usage
+            texts.pop()
+        return texts, None
 
-    def match(self, payloads: bytes) -> tuple[list[bytes], dict[str, Any] | None] | None:
-        """The texts of chunks like this one, in UTF-8 as they stand there, and the last one's usage, which counts for
-        all; None: one has to be parsed. `payloads` is one or more with `sse.SEAM` between them."""
-        head, tail = self._head, self._tail
-        if not payloads.startswith(head):
-            return None
-        if b"\n" in payloads:
-            return self._match_several(payloads)
-        begin = len(head)
-        end = payloads.find(b'"', begin)
-        if end < 0 or not payloads.startswith(tail, end):
-            return None
-        text, behind = payloads[begin:end], payloads[end + len(tail) :]
-        try:
-            if b"\\" in text or not text.decode().isprintable():  # a control character is no JSON
-                return None
-            if not self._counted:
-                return None if behind else ([text], None)
-            usage = orjson.loads(behind[:-1])
-        except ValueError:
-            return None
-        return ([text], usage) if type(usage) is dict and behind[-1:] == b"}" else None
 
-    def _match_several(self, payloads: bytes) -> tuple[list[bytes], dict[str, Any] | None] | None:
-        """All at once: a loop in Python would cost more than all else that is done to a chunk."""
-        head, tail = self._head, self._tail
-        usage = None
-        try:
-            if self._counted:
-                parts = [part.partition(tail) for part in payloads[len(head) :].split(self._between)]
-                texts = [part[0] for part in parts]
-                seams = len(parts) - 1
-                if payloads.count(tail) <= seams or payloads.count(b"\n") > 2 * seams or b"\r" in payloads:
-                    return None  # something else is between them
-                if payloads[-1:] != b"}" or type(usage := orjson.loads(parts[-1][2][:-1])) is not dict:
-                    return None
-            else:
-                if not payloads.endswith(tail) or len(payloads) < len(head) + len(tail):
-                    return None
-                texts = payloads[len(head) : -len(tail)].split(self._between)
-            together = b" ".join(texts)
-            # A line end would begin something else.
-            if b'"' in together or b"\\" in together or not together.decode().isprintable():
-                return None
-        except ValueError:
-            return None
-        return texts, usage
+def _plain(text: bytes) -> bool:
+    """Whether JSON has no other way to write this, and it is one: no escapes, no control characters, whole UTF-8."""
+    try:
+        return b"\\" not in text and text.decode().isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def learn(payload: bytes, name: str, text: str, usage: Any) -> Template | None:
@@ -94,7 +72,7 @@ def learn(payload: bytes, name: str, text: str, usage: Any) -> Template | None:
         tail = payload[end:]
     template = Template(payload[:begin], tail, counted)
     # What it was made of is the first to be held against it.
-    return template if tail and template.match(payload) == ([text.encode()], usage if counted else None) else None
+    return template if tail and template.run([payload]) == ([text.encode()], usage if counted else None) else None
 
 
 def place(document: bytes, name: str, text: str) -> int | None:
