@@ -68,9 +68,10 @@ PRICE_UNITS: dict[Unit, int] = {
 }
 """How many units a price is for: tokens and characters a million, audio a minute, area a megapixel, films a second."""
 
-_COMMON = 3_000_000  # the least number that each of PRICE_UNITS' values divides, so that sums stay whole
+COMMON = 3_000_000
+"""The least number that each of PRICE_UNITS' values divides: in such parts of a micro-credit sums stay whole."""
 
-_FACTORS: Mapping[Unit, int] = {unit: _COMMON // size for unit, size in PRICE_UNITS.items()}
+_FACTORS: Mapping[Unit, int] = {unit: COMMON // size for unit, size in PRICE_UNITS.items()}
 
 MICRO = 1_000_000
 """Micro-credits in a credit."""
@@ -78,10 +79,16 @@ MICRO = 1_000_000
 
 def charge_micro(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
     """Micro-credits for `counts` at `prices` (micro-credits per PRICE_UNITS of each), rounded up once, never < 0."""
-    return -(-_commons(counts, prices) // _COMMON)
+    return rounded_up(commons(counts, prices))
 
 
-def _commons(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
+def rounded_up(commons: int) -> int:
+    """Whole micro-credits for what `commons` counts."""
+    return -(-commons // COMMON)
+
+
+def commons(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
+    """The same before it is rounded, in parts of a micro-credit (COMMON of them)."""
     total = 0
     for unit, price in prices.items():
         if price and unit in counts:
@@ -89,12 +96,15 @@ def _commons(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
     return total
 
 
+def price_in_commons(unit: Unit, prices: Mapping[Unit, int]) -> int:
+    """Of one `unit`."""
+    return prices.get(unit, 0) * _FACTORS[unit]
+
+
 def affordable_units(micro: int, unit: Unit, prices: Mapping[Unit, int], spent: Mapping[Unit, int]) -> int | None:
     """How many of `unit` fit into `micro` micro-credits beside the counts in `spent`; None where the unit is free."""
-    price = prices.get(unit, 0) * _FACTORS[unit]
-    if price <= 0:
-        return None
-    return max(0, (micro * _COMMON - _commons(spent, prices)) // price)
+    price = price_in_commons(unit, prices)
+    return None if price <= 0 else max(0, (micro * COMMON - commons(spent, prices)) // price)
 
 
 def format_credits(micro: int) -> str:

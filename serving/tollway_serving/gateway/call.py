@@ -196,8 +196,8 @@ class Call:
         self.sent_at = time.monotonic()
 
     def send_now(self, data: bytes) -> bool:
-        """The same without an await, for more of a stream. False: the client is slow, and `sent` has to be awaited before
-        anything else is sent."""
+        """The same without an await, for more of a stream. False: the client is slow, and `sent` has to be awaited
+        before anything else is sent."""
         self.sent_at = None
         sending = self._send({"type": "http.response.body", "body": data, "more_body": True})
         try:

@@ -160,11 +160,11 @@ def _bounded(messages: Any) -> Any:
     if type(messages) is list and len(messages) <= MAX_MESSAGES:
         count = 0
         for message in messages:
-            if type(message) is dict and len(message) > 1:
-                for name in ("content", "tool_calls"):
-                    inner = message.get(name)
-                    if type(inner) is list:
-                        count += len(inner)
+            if type(message) is dict:
+                if type(inner := message.get("content")) is list:
+                    count += len(inner)
+                if type(inner := message.get("tool_calls")) is list:
+                    count += len(inner)
         if count > MAX_IN_ALL:
             text = "Messages have at most {most} parts and tool calls, all together"
             raise PydanticCustomError("too_many", text, {"most": MAX_IN_ALL})

@@ -101,18 +101,18 @@ class Table:
         payload: dict[str, Any] = {}
         ignored: list[str] = []
         here: dict[str, Any] = {}
-        for name, value in values.items():
+        for name, given in values.items():
             parameter = self.parameters[name]
             if parameter.how == "universal" or (
                 parameter.how == "engine"
                 and name in model.parameters
                 and (parameter.needs is None or parameter.needs in model.capabilities)
             ):
-                payload[name] = value
-            elif parameter.how == "hint" or value in parameter.neutral:
+                payload[name] = given
+            elif parameter.how == "hint" or given in parameter.neutral:
                 ignored.append(name)
             elif parameter.here:
-                here[name] = value
+                here[name] = given
             elif ignore:
                 ignored.append(name)
             else:

@@ -1,7 +1,8 @@
-"""The answer of a text model on its way to the client: whole or as a stream, counted, settled before its last byte.
+"""A text model's stream on its way to the client: counted as it goes, covered before it leaves, settled before its end.
 
 Called by `text_work` once `fallback` has opened an answer. Usage is taken out of every chunk, ids and model names are
-ours, so that what leaves is exactly OpenAI's whatever the engine adds.
+ours, so that what leaves is exactly OpenAI's whatever the engine adds. Most chunks are like the one before them and are
+sent on as they come in, without being parsed (`template`) and without waking up the request's task (`upstream.Sink`).
 """
 
 import asyncio
@@ -18,8 +19,7 @@ from tollway_serving.gateway.call import Call, Header
 from tollway_serving.gateway.errors import ApiError, internal_error, ledger_unavailable
 from tollway_serving.gateway.fallback import Opened
 from tollway_serving.gateway.limit import Limit
-from tollway_serving.gateway.metering import Coverage, Meter
-from tollway_serving.gateway.once import kept
+from tollway_serving.gateway.metering import Coverage
 from tollway_serving.gateway.peek import Peeked, parse_chunk
 from tollway_serving.gateway.receipts import credits_text
 from tollway_serving.gateway.shapes import Shape
@@ -27,72 +27,13 @@ from tollway_serving.gateway.stops import Stopper
 from tollway_serving.gateway.template import Template, learn, place
 from tollway_serving.gateway.upstream import UpstreamFailed
 from tollway_serving.gateway.upstream_errors import Failed, error_event
+from tollway_serving.gateway.whole import answer_id, created, note, shown_usage
 from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 
 log = structlog.get_logger(__name__)
 
 _GATHER_S = 0.002  # chunks that come faster than this wait for each other: a read costs more than what it brings
 _LESSONS = 4  # a stream whose chunks go on differing is parsed
-
-
-async def send_whole(call: Call, opened: Opened, headers: list[Header], shape: Shape) -> None:
-    """Settles, then answers."""
-    value: dict[str, Any] = opened.peeked
-    entry, meter = opened.entry, opened.meter
-    choices = value["choices"]
-    count_whole(value, meter, shape)
-    for index, choice in enumerate(choices):
-        shape.tidy(choice)
-        choice.setdefault("index", index)
-        if choice.setdefault("logprobs", None) is not None:
-            shape.shape_logprobs(choice)
-        choice.setdefault("finish_reason", "stop")
-        for name in choice.keys() - shape.whole_fields:
-            del choice[name]
-    body = {
-        "id": _id(value, shape),
-        "object": shape.whole_object,
-        "created": _created(value),
-        "model": entry.model_id,
-        "choices": choices,
-        "usage": _usage(meter, value.get("usage")),
-    }
-    if isinstance(value.get("system_fingerprint"), str):
-        body["system_fingerprint"] = value["system_fingerprint"]
-    await settle_and_send(call, opened, headers, orjson.dumps(body))
-
-
-def count_whole(value: dict[str, Any], meter: Meter, shape: Shape) -> None:
-    """Counts what one call answered, once."""
-    if value.get("counted"):
-        return
-    value["counted"] = True
-    if not meter.usage(value.get("usage")) and not meter.called:
-        meter.text(sum(shape.size(choice) for choice in value["choices"]))
-
-
-async def settle_and_send(call: Call, opened: Opened, headers: list[Header], body: bytes) -> None:
-    """Charges a whole answer by its meter; it leaves once the ledger has kept that."""
-    charge, meter = opened.charge, opened.meter
-    counts = meter.counts(1)
-    charge.settle(
-        counts,
-        "ok",
-        http_status=200,
-        estimated=meter.estimated,
-        duration_ms=call.milliseconds(),
-        answer=kept(headers, body) if call.repeat is not None else None,
-    )
-    try:
-        receipt = await charge.receipt()
-    except LedgerUnavailable:
-        raise ledger_unavailable() from None
-    _record(call, opened, meter, receipt)
-    for unit in ("input_tokens", "output_tokens"):
-        if receipt.counts.get(unit, 0) < counts[unit]:
-            # This replica was stopped for so long that it was taken for dead: its hold was closed by less than this.
-            raise ledger_unavailable()
-    await call.respond(200, body, [*headers, (b"x-credits-used", credits_text(receipt.charged_micro))])
 
 
 class Stream:
@@ -105,7 +46,6 @@ class Stream:
         self._headers = headers
         self._include_usage = include_usage
         self._meter = opened.meter
-        self._continuous = opened.entry.target.continuous_usage
         self._usage: dict[str, Any] | None = None  # the last whole usage object that the model sent
         self._finished: set[int] = set()
         self._seen: set[int] = set()
@@ -115,9 +55,9 @@ class Stream:
         self._first_ms = call.milliseconds()
         first: dict[str, Any] = opened.peeked.first
         head = {
-            "id": _id(first, shape),
+            "id": answer_id(first, shape),
             "object": shape.chunk_object,
-            "created": _created(first),
+            "created": created(first),
             "model": opened.entry.model_id,
         }
         if isinstance(first.get("system_fingerprint"), str):
@@ -362,49 +302,14 @@ class Stream:
         if not self._include_usage:
             charge = credits_text(receipt.charged_micro).decode()
             return sse.comment(f"credits_used={charge} charge_id={receipt.charge_id}")
-        usage = _usage(self._meter, self._usage)
+        usage = shown_usage(self._meter, self._usage)
         usage["credits_used"] = receipt.charged_micro / MICRO
         return self._before + b'[],"usage":' + orjson.dumps(usage) + b"}\n\n"
 
     def _note(self, receipt: Receipt | None) -> None:
-        _record(self._call, self._opened, self._meter, receipt)
+        note(self._call, self._opened, self._meter, receipt)
         self._call.record["first_token_ms"] = self._first_ms
 
 
 def _in_stream(found: Failed | ApiError) -> ApiError:
     return found.error if isinstance(found, Failed) else found
-
-
-def _usage(meter: Meter, usage: dict[str, Any] | None) -> dict[str, Any]:
-    """The usage that the client sees: whole, consistent, with the details that the model gave."""
-    counts = meter.counts(1)
-    prompt, output = counts["input_tokens"], counts["output_tokens"]
-    answer: dict[str, Any] = {
-        "prompt_tokens": prompt,
-        "completion_tokens": output,
-        "total_tokens": prompt + output,
-    }
-    for name in ("prompt_tokens_details", "completion_tokens_details"):
-        if usage is not None and isinstance(usage.get(name), dict):
-            answer[name] = usage[name]
-    return answer
-
-
-def _id(value: dict[str, Any], shape: Shape) -> str:
-    found = value.get("id")
-    return found if isinstance(found, str) and 0 < len(found) <= 200 else shape.id
-
-
-def _created(value: dict[str, Any]) -> int:
-    found = value.get("created")
-    return found if type(found) is int and found > 0 else int(time.time())
-
-
-def _record(call: Call, opened: Opened, meter: Meter, receipt: Receipt | None) -> None:
-    call.record.update(
-        charge_id=opened.charge.id,
-        input_tokens=meter.prompt_tokens,
-        output_tokens=meter.tokens,
-        estimated=meter.estimated,
-        credits_micro=receipt.charged_micro if receipt is not None else None,
-    )

@@ -25,15 +25,11 @@ class EventReader:
         self._mark = b""  # of a byte order mark that has not come whole
 
     def whole(self, data: bytes) -> list[bytes] | None:
-        """The payloads of `data` if it is whole events, written as nearly everybody does, and nothing before it waits for
-        its end; else None, and nothing is done."""
-        if (
-            self._rest
-            or self._held_cr
-            or not self._begun
-            or not (data.endswith(b"\n\n") and data.startswith(b"data: "))
-        ):
+        """The payloads of `data` if it is whole events, written as nearly everybody does, and nothing before it waits
+        for its end; else None, and nothing is done."""
+        if self._rest or self._held_cr or self._mark or not data.startswith(b"data: ") or not data.endswith(b"\n\n"):
             return None
+        self._begun = True
         payloads = data[6:-2].split(b"\n\ndata: ")
         return payloads if data.count(b"\n") == 2 * len(payloads) and b"\r" not in data else None
 

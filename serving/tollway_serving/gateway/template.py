@@ -9,7 +9,6 @@ from typing import Any
 
 import orjson
 
-
 _MOST = 64  # at once: where each text is an odd one, all that follow are looked at again for each
 
 

@@ -16,11 +16,12 @@ from tollway_serving.gateway.fetch import Fetcher
 from tollway_serving.gateway.metering import Meter
 from tollway_serving.gateway.parameters import Fitted
 from tollway_serving.gateway.peek import Peeked, peek_stream, peek_whole
-from tollway_serving.gateway.relay import Stream, count_whole, send_whole
+from tollway_serving.gateway.relay import Stream
 from tollway_serving.gateway.shapes import Shape
 from tollway_serving.gateway.stops import Stopper
 from tollway_serving.gateway.upstream import Answer
 from tollway_serving.gateway.upstream_errors import Failed
+from tollway_serving.gateway.whole import count_whole, send_whole
 
 
 class TextWork:

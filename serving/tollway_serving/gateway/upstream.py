@@ -82,8 +82,8 @@ def shown_secrets(target: Target, secrets: Secrets) -> dict[str, str]:
 
 
 def request_headers(target: Target, secrets: Mapping[str, str]) -> bytes:
-    """The lines of the head that say who asks and how, but for the request's id; made from nothing, no header of a client
-    ever reaches a model. UpstreamFailed: a secret is none that a header can carry."""
+    """The lines of the head that say who asks and how, but for the request's id; made from nothing, no header of a
+    client ever reaches a model. UpstreamFailed: a secret is none that a header can carry."""
     headers = dict(_SAME)
     for name, value in target.headers.items():
         if _NAME.match(name) and (lower := name.lower()) not in _RESERVED and _VALUE.match(value):

@@ -8,7 +8,7 @@ Requests and tokens a minute are token buckets: N at once, refilled at N a minut
 from collections.abc import Mapping
 
 from tollway_serving.contract.catalogue import Limits, Quota
-from tollway_serving.contract.units import METERS, Unit, affordable_units, charge_micro
+from tollway_serving.contract.units import COMMON, METERS, Unit, commons, price_in_commons, rounded_up
 from tollway_serving.ledger import messages
 from tollway_serving.ledger.ops import RateState, Refused, Reserve
 from tollway_serving.ledger.periods import period_bounds, period_key
@@ -56,8 +56,9 @@ def admit(scopes: tuple[Scope, ...], op: Reserve, now: int, key_subject: str | N
                 return room
             if room < most:
                 most = room
+    rest, price = commons(fixed, op.prices), price_in_commons("output_tokens", op.prices)
     for scope in scopes:
-        affordable = _credits(scope, fixed, least, op.prices, now)
+        affordable = _credits(scope, rest, price, least, now)
         if isinstance(affordable, Refused):
             return affordable
         if affordable < most:
@@ -72,7 +73,7 @@ def admit(scopes: tuple[Scope, ...], op: Reserve, now: int, key_subject: str | N
         if refused is not None:
             return refused
     counts = {**fixed, "output_tokens": most} if most else fixed
-    micro = charge_micro(counts, op.prices)
+    micro = rounded_up(rest + most * price)
     used, held = month_used(scopes[0].state, now)
     if used + held + micro > MOST_MICRO:
         text = messages.credits_used_up(used + held, MOST_MICRO, micro)
@@ -94,7 +95,7 @@ def admit(scopes: tuple[Scope, ...], op: Reserve, now: int, key_subject: str | N
         counts=counts,
         prices=dict(op.prices),
         micro=micro,
-        topup=0 if monthly is None else max(0, micro - _month_room(scopes[0], now)),
+        topup=0 if monthly is None else max(0, micro - max(0, monthly - used - held)),
         monthly_limit=monthly,
         covered_output=min(op.covered, most),
         repeat=op.repeat,
@@ -233,17 +234,15 @@ def quota_used(state: State, quota: Quota, now: int) -> tuple[int, int]:
     return settled, held
 
 
-def _credits(
-    scope: Scope, fixed: Mapping[Unit, int], least: int, prices: Mapping[Unit, int], now: int
-) -> int | Refused:
-    """How many output tokens the credits pay for beside the rest of the request, at least `least`."""
+def _credits(scope: Scope, rest: int, price: int, least: int, now: int) -> int | Refused:
+    """How many output tokens the credits pay for beside the rest of the request, at least `least`. `rest` and `price`
+    (of one) are in units.COMMON parts."""
     room = _credit_room(scope, now)
     if room is None:
         return 2**62
-    need = charge_micro({**fixed, "output_tokens": least}, prices)
+    need = rounded_up(rest + least * price)
     if need <= room or need == 0:
-        output = affordable_units(room, "output_tokens", prices, fixed)
-        return 2**62 if output is None else max(least, output)
+        return 2**62 if price <= 0 else max(least, (room * COMMON - rest) // price)
     used, limit = month_used(scope.state, now)[0], scope.limits.credits_monthly_micro or 0
     granted, topup_used = (0, 0) if scope.is_key else scope.state.topup[:2]
     left = max(0, limit - used) + max(0, granted - topup_used)

@@ -7,13 +7,15 @@ from tollway_serving.ledger.ops import Settle, SettleStatus
 from tollway_serving.ledger.periods import period_keys
 from tollway_serving.ledger.state import Charge, Hold, State
 
+_UNITS = frozenset(UNITS)
+
 
 def settle(account: State, hold: Hold, op: Settle) -> Charge:
     """The charge is the smaller of what was used and what was held; the rest is overrun. Raises ValueError for counts
     that are negative or of no known unit."""
     counts: dict[Unit, int] = {}
     for unit, count in op.counts.items():
-        if unit not in UNITS or count < 0:
+        if unit not in _UNITS or count < 0:
             raise ValueError(f"count of {unit!r} is {count}")
         if count and unit != "requests":
             counts[unit] = count

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
+from time import monotonic
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -99,13 +100,13 @@ class SqliteBackend:
 
     def _written_here(self, ops: Sequence[AnyOp]) -> Batch | None:
         """All but the commit, at once; None: the thread has to do it all."""
-        connection, began = self._connection, time.monotonic()
+        connection, began = self._connection, monotonic()
         if connection is None or self._open_jobs or began < self._slow_until:
             return None
         batch, error = _guarded(lambda: self._write(connection, ops) if _begun(connection) else None)
         if error is not None:
             raise self._seen(error)
-        ended = time.monotonic()
+        ended = monotonic()
         if ended - began > _SLOW_S:
             self._slow_until = ended + _THREAD_S
         return cast("Batch | None", batch)

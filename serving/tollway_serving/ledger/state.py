@@ -36,6 +36,8 @@ class State:
     credits: dict[str, list[int]] = field(default_factory=dict)  # month -> [settled, held], without the top-ups' part
     topup: list[int] = field(default_factory=lambda: [0, 0, 0])  # granted, used, held
     trial: list[int] = field(default_factory=lambda: [0, 0])  # an account's successful requests ever, held
+    pairs: dict[tuple[str, str], dict[str, tuple[list[int], ...]]] = field(default_factory=dict, compare=False)
+    """(day, model id) -> unit -> its pairs in `counts` for that day's periods: found once, not for each request."""
 
 
 @value
@@ -144,13 +146,10 @@ def take(
     if tokens_per_minute is not None:
         state.tokens = [level(state.tokens, tokens_per_minute, now) - hold.tokens * MINUTE_MS, now]
     keys = period_keys(now)
-    for key in keys:
-        units = _units(state, key, hold.model_id)
-        for unit, count in hold.counts.items():
-            if unit in units:
-                units[unit][1] += count
-            else:
-                units[unit] = [0, count]
+    pairs = _pairs(state, keys, hold)
+    for unit, count in hold.counts.items():
+        for pair in pairs[unit]:
+            pair[1] += count
     if len(state.counts) > len(keys):
         _prune(state, keys)
     _month(state, keys[2])[1] += hold.micro if is_key else hold.micro - hold.topup
@@ -166,11 +165,10 @@ def give_back(state: State, hold: Hold, charge: Charge, now: int, *, is_key: boo
     state.open -= 1
     state.pace = (state.pace * 7 + max(0, now - hold.created)) // 8
     keys = period_keys(hold.created)
-    ended = [(unit, min(count, charge.counts.get(unit, 0)), count) for unit, count in hold.counts.items()]
-    for key in keys:
-        units = _units(state, key, hold.model_id)
-        for unit, used, count in ended:
-            pair = units.get(unit) or units.setdefault(unit, [0, 0])
+    pairs = _pairs(state, keys, hold)
+    for unit, count in hold.counts.items():
+        used = min(count, charge.counts.get(unit, 0))
+        for pair in pairs[unit]:
             pair[0] += used
             pair[1] -= count
     month = _month(state, keys[2])
@@ -193,14 +191,18 @@ def month_used(state: State, now: int) -> tuple[int, int]:
     return settled, held
 
 
-def _units(state: State, key: str, model: str) -> dict[str, list[int]]:
-    models = state.counts.get(key)
-    if models is None:
-        models = state.counts[key] = {}
-    units = models.get(model)
-    if units is None:
-        units = models[model] = {}
-    return units
+def _pairs(state: State, keys: tuple[str, ...], hold: Hold) -> dict[str, tuple[list[int], ...]]:
+    """Those of each unit that the hold has."""
+    name = (keys[0], hold.model_id)
+    pairs = state.pairs.get(name)
+    if pairs is None:
+        pairs = state.pairs[name] = {}
+    for unit in hold.counts:
+        if unit not in pairs:
+            models = [state.counts.setdefault(key, {}) for key in keys]
+            units = [by_model.setdefault(hold.model_id, {}) for by_model in models]
+            pairs[unit] = tuple(by_unit.setdefault(unit, [0, 0]) for by_unit in units)
+    return pairs
 
 
 def _month(state: State, month: str) -> list[int]:
@@ -215,6 +217,7 @@ def _prune(state: State, current: tuple[str, ...]) -> None:
     for key in [key for key in state.counts if key not in current]:
         if not any(pair[1] for units in state.counts[key].values() for pair in units.values()):
             del state.counts[key]
+            state.pairs.clear()
     for key in [key for key in state.credits if key != current[2] and key not in state.counts]:
         del state.credits[key]
 

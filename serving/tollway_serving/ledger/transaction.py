@@ -166,7 +166,8 @@ class Work:
             return error
 
     def _reserve(self, op: Reserve) -> Reserved | Refused | Stale:
-        account = self.subjects[account_subject(op.account)]
+        subject = account_subject(op.account)
+        account = self.subjects[subject]
         narrowing = key_subject(op.key_uid, op.key_id, op.key_limits)
         known = self.holds.get(op.charge_id)
         now = max(self.now, account.state.clock)
@@ -189,7 +190,7 @@ class Work:
             self._close(replaced, Settle(replaced.charge_id, {}, "released"), moved=True)
         self._change(idempotency.point(op))
         book(scopes, decision, op, now)
-        self.changed.add(account_subject(op.account))
+        self.changed.add(subject)
         if narrowing is not None:
             self.changed.add(narrowing)
         self.holds[op.charge_id] = self.opened[op.charge_id] = decision
@@ -222,6 +223,8 @@ class Work:
             return Refused("invalid_api_key", "The API key is not valid.")
         if key.expires_at is not None and now >= key.expires_at * 1000:
             return Refused("expired_api_key", "The API key has expired.")
+        if op.catalogue_revision >= self.revision:
+            return None  # nothing is newer
         for kind, entry_id in (("key", op.key_sha256), ("plan", op.plan), ("model", op.model_id)):
             entry = self.entries.get((kind, entry_id))
             if entry is not None and entry.revision > op.catalogue_revision:

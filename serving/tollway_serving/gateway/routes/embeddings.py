@@ -26,10 +26,10 @@ from tollway_serving.gateway.handle import handle
 from tollway_serving.gateway.metering import Meter, whole
 from tollway_serving.gateway.parameters import Fitted
 from tollway_serving.gateway.peek import read_object
-from tollway_serving.gateway.relay import settle_and_send
 from tollway_serving.gateway.route import Route
 from tollway_serving.gateway.upstream import Answer
 from tollway_serving.gateway.upstream_errors import Failed, unavailable
+from tollway_serving.gateway.whole import settle_and_send
 
 if TYPE_CHECKING:
     from tollway_serving.gateway.app import Gateway
