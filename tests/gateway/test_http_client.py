@@ -337,3 +337,94 @@ async def test_tls_is_checked_against_the_host(tmp_path: Path) -> None:
         assert await read_all(await ask(client, model.target.model_copy(update=localhost)), 10) == b"{}"
         with pytest.raises(UpstreamFailed):  # another name
             await ask(client, model.target.model_copy(update={"url": f"https://127.0.0.1:{model.port}/v1"}))
+
+
+async def pieces(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """A body in three pieces, each when something has been read of the one before."""
+    writer.write(CHUNKED)
+    for piece in (b"a", b"b", b"c"):
+        writer.write(b"1\r\n" + piece + b"\r\n")
+        await writer.drain()
+        await asyncio.sleep(0.02)
+    writer.write(b"0\r\n\r\n")
+    await writer.drain()
+    await reader.read()
+
+
+async def test_a_sink_takes_what_comes_until_it_leaves_something() -> None:
+    model = Model(pieces)
+    async with running(model) as client:
+        answer = await ask(client, model.target)
+        taken: list[bytes] = []
+
+        def sink(data: bytes) -> bytes | None:
+            taken.append(data)
+            return None if len(taken) != 2 else b"rest of " + data
+
+        assert await answer.pump(sink) == b"rest of b"
+        assert await answer.pump(sink) is None
+        assert taken == [b"a", b"b", b"c"]
+
+
+async def test_what_a_sink_raises_reaches_the_one_who_waits() -> None:
+    model = Model(pieces)
+    async with running(model) as client:
+        answer = await ask(client, model.target)
+        calls = []
+
+        def sink(data: bytes) -> bytes | None:
+            calls.append(data)
+            if data == b"b":
+                raise LookupError(data)
+            return None
+
+        with pytest.raises(LookupError):
+            await answer.pump(sink)
+        assert await answer.chunk() == b"c"
+        assert calls == [b"a", b"b"]
+
+
+async def test_a_stream_that_breaks_while_it_is_pumped_has_given_what_it_had() -> None:
+    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + b"1\r\na\r\nnonsense\r\n")
+        await writer.drain()
+        await reader.read()
+
+    model, taken = Model(cut), []
+    async with running(model) as client:
+        answer = await ask(client, model.target)
+        with pytest.raises(UpstreamFailed):
+            await answer.pump(taken.append)
+        assert taken == [b"a"]
+
+
+async def test_silence_ends_a_stream_that_is_pumped() -> None:
+    async def pause(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(CHUNKED + b"1\r\na\r\n")
+        await writer.drain()
+        await reader.read()
+
+    model, taken = Model(pause), []
+    async with running(model) as client:
+        answer = await ask(client, model.target)
+        answer.limit_silence(0.1)
+        with pytest.raises(UpstreamFailed) as failed:
+            await asyncio.wait_for(answer.pump(taken.append), 5)
+        assert failed.value.trouble == "timeout"
+        assert taken == [b"a"]
+        answer.close()
+
+
+async def test_a_stream_that_rests_is_read_to_its_end_afterwards() -> None:
+    model, taken = Model(pieces, OK), []
+    async with running(model) as client:
+        answer = await ask(client, model.target)
+
+        def sink(data: bytes) -> None:
+            taken.append(data)
+            answer.rest(0.1)
+
+        assert await answer.pump(sink) is None
+        assert taken[0] == b"a"
+        assert b"".join(taken) == b"abc"
+        assert len(taken) < 3, "what came meanwhile was read at once"

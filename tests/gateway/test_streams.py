@@ -186,3 +186,40 @@ async def test_chunks_hold_only_what_openai_has(running: Running) -> None:
     running.backend.then(extra={"timings": {"a": 1}, "prompt_logprobs": None})
     _, raw = await running.stream(ASK)
     assert {frozenset(p) for p in payloads(raw)[:-1]} == {frozenset({"id", "object", "created", "model", "choices"})}
+
+
+@pytest.mark.parametrize("word", ["é", '"', "\\", "\n", "日本", "\u200d", "}]", ": "], ids=ascii)
+@pytest.mark.parametrize("changes", [{}, {"merge": True}, {"split": 5}], ids=str)
+async def test_whatever_is_said_arrives(running: Running, word: str, changes: dict[str, Any]) -> None:
+    running.backend.then(word=word, words=40, **changes)
+    _, raw = await running.stream({**ASK, "max_tokens": 40})
+    assert text(raw) == " ".join(f"{word}{i}" for i in range(40))
+    (row,) = await running.usage_rows()
+    assert (row["charged_micro"], row["estimated"]) == (7 + 2 * 40, 0)
+
+
+async def test_a_slow_reader_gets_everything_in_its_order(running: Running) -> None:
+    running.backend.then(words=400, word="x" * 20_000)
+    async with aiohttp.ClientSession(read_bufsize=1024) as client:
+        body = {**ASK, "stream": True, "max_tokens": 400}
+        headers = {"authorization": f"Bearer {KEY}"}
+        async with client.post(f"{running.url}/v1/chat/completions", json=body, headers=headers) as response:
+            await until(lambda: running.backend.calls[0].sent > 20)
+            raw = await response.read()
+    assert payloads(raw)[-1] == "[DONE]"
+    assert text(raw) == " ".join("x" * 20_000 + str(i) for i in range(400))
+
+
+async def test_what_goes_beyond_a_hold_asks_nothing_of_the_ledger(running: Running) -> None:
+    running.backend.then(words=600, overshoot=590)
+    ledger: Any = running.gateway.ledger
+    submit, kinds = ledger.submit, []
+
+    def counted(op: Any) -> Any:
+        kinds.append(type(op).__name__)
+        return submit(op)
+
+    ledger.submit = counted
+    _, raw = await running.stream({**ASK, "max_tokens": 10})
+    assert payloads(raw)[-1] == "[DONE]"
+    assert kinds == ["Reserve", "Settle"]

@@ -27,7 +27,7 @@ IDEMPOTENCY_KEY = b"idempotency-key"
 
 _ESCAPED_COLON = re.compile(rb"\\u003[aA]")
 _JSON = b"application/json"
-_WATCH_AFTER_S = 0.1
+_WATCH_AFTER_S = 0.04
 _MOST_OPENED = 1_000_000  # braces and brackets: an empty object takes 30 times its two bytes of memory
 _STREAM: tuple[Header, ...] = (
     (b"content-type", b"text/event-stream; charset=utf-8"),
