@@ -2,7 +2,6 @@
 
 import asyncio
 import sqlite3
-import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -208,22 +207,8 @@ async def test_what_it_remembers_is_bounded(
         assert isinstance((await run(backend, settle(op)))[0], Receipt)
 
 
-@pytest.fixture
-def writers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The threads that transactions were written in."""
-    seen: list[str] = []
-    write = SqliteBackend._write
-
-    def noted(self: SqliteBackend, *args: Any) -> Any:
-        seen.append(threading.current_thread().name)
-        return write(self, *args)
-
-    monkeypatch.setattr(SqliteBackend, "_write", noted)
-    return seen
-
-
 async def test_a_file_that_another_process_has_locked_does_not_hold_the_event_loop(
-    backend: SqliteBackend, ledger_file: Path, writers: list[str]
+    backend: SqliteBackend, ledger_file: Path
 ) -> None:
     other = sqlite3.connect(ledger_file, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
@@ -234,31 +219,3 @@ async def test_a_file_that_another_process_has_locked_does_not_hold_the_event_lo
     other.execute("COMMIT")  # by the loop that would be waiting
     other.close()
     assert isinstance((await waiting)[0], Reserved)
-    assert isinstance((await run(backend, limited()))[0], Reserved)
-    assert writers == ["tollway-ledger", threading.main_thread().name]
-
-
-async def test_a_disk_that_is_slow_to_read_is_the_threads(
-    backend: SqliteBackend, writers: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ops = [reserve(0) for _ in range(3)]
-    monkeypatch.setattr(module, "_SLOW_S", -1.0)
-    await run(backend, ops[0])
-    await run(backend, ops[1])
-    monkeypatch.setattr(module, "_SLOW_S", 60.0)
-    backend._slow_until = 0.0
-    await run(backend, ops[2])
-    here = threading.main_thread().name
-    assert writers == [here, "tollway-ledger", here]
-    await run(backend, *(settle(op) for op in ops))
-
-
-async def test_the_connection_is_the_threads_while_it_has_something_to_do(
-    backend: SqliteBackend, writers: list[str]
-) -> None:
-    op = reserve(0)
-    polling = asyncio.ensure_future(backend.poll())
-    await asyncio.sleep(0)
-    await asyncio.gather(polling, run(backend, op))
-    assert writers == ["tollway-ledger"]
-    await run(backend, settle(op))

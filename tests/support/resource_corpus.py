@@ -228,6 +228,7 @@ BAD = [
     Bad("url-scheme", MD, {**REMOTE, "remote": {"url": "example.com"}}, "spec.remote.url", "write an http:// or https:// address"),
     Bad("url-query", MD, {**REMOTE, "remote": {"url": "https://a/v1?key=b"}}, "spec.remote.url", "write an http:// or https:// address"),
     Bad("header-injection", MD, {**REMOTE, "remote": {**REMOTE["remote"], "headers": [{"name": "a", "value": "b\r\nc: d"}]}}, "spec.remote.headers[0].value", "a header's value has printable ASCII characters only"),
+    Bad("header-own", MD, {**REMOTE, "remote": {**REMOTE["remote"], "headers": [{"name": "Content-Length", "value": "0"}]}}, "spec.remote.headers[0].name", "the gateway sends this header itself"),
     Bad("header-name", MD, {**REMOTE, "remote": {**REMOTE["remote"], "headers": [{"name": "a b", "value": ""}]}}, "spec.remote.headers[0].name", "a header's name has letters, digits and -"),
     Bad("price-negative", MD, md(pricing={"perPage": -1}), "spec.pricing.perPage", CREDITS),
     Bad("price-huge", MD, md(pricing={"perPage": 10**9}), "spec.pricing.perPage", CREDITS),

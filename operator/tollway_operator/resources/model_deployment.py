@@ -28,7 +28,7 @@ from tollway_operator.resources.common import (
 )
 from tollway_operator.resources.engine import Engine, Source
 from tollway_operator.resources.rules import MapBy, Rule, SetOf, Transition
-from tollway_serving.contract.catalogue import Capability, Endpoint, FallbackReason, Protocol
+from tollway_serving.contract.catalogue import OWN_HEADERS, Capability, Endpoint, FallbackReason, Protocol
 from tollway_serving.contract.units import Unit
 
 
@@ -224,6 +224,11 @@ class Header(Model):
             "self.matches('^[A-Za-z0-9-]+$')",
             "a header's name has letters, digits and -",
             lambda text: re.fullmatch("[A-Za-z0-9-]+", text) is not None,
+        ),
+        Rule(
+            f"!(self.lowerAscii() in {list(OWN_HEADERS)})",
+            "the gateway sends this header itself",
+            lambda text: text.lower() not in OWN_HEADERS,
         ),
     ] = Field(description="The header's name.")
     value: Annotated[

@@ -39,6 +39,10 @@ class Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+OWN_HEADERS = ("accept", "connection", "content-length", "content-type", "host", "transfer-encoding", "x-request-id")
+"""Request headers that the gateway sends to each model itself."""
+
+
 class Target(Entry):
     """Where a model answers."""
 

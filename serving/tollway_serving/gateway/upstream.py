@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Final, Literal, Protocol
 
-from tollway_serving.contract.catalogue import Target, Timeouts
+from tollway_serving.contract.catalogue import OWN_HEADERS, Target, Timeouts
 from tollway_serving.gateway.secrets import Secrets
 
 Trouble = Literal["connect", "timeout", "broken"]
@@ -24,9 +24,6 @@ _SAME: Final = {
     "accept-encoding": "identity",
     "user-agent": "tollway",
 }
-_RESERVED: Final = frozenset(
-    {"host", "content-length", "content-type", "transfer-encoding", "connection", "accept", "x-request-id"}
-)
 
 
 class UpstreamFailed(Exception):
@@ -86,7 +83,7 @@ def request_headers(target: Target, secrets: Mapping[str, str]) -> bytes:
     client ever reaches a model. UpstreamFailed: a secret is none that a header can carry."""
     headers = dict(_SAME)
     for name, value in target.headers.items():
-        if _NAME.match(name) and (lower := name.lower()) not in _RESERVED and _VALUE.match(value):
+        if _NAME.match(name) and (lower := name.lower()) not in OWN_HEADERS and _VALUE.match(value):
             headers[lower] = value
     headers |= secrets
     lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])

@@ -27,7 +27,7 @@ REPORT_LIMIT_S = 6 * 3600.0
 BUSY_MS = 1_500
 """How long SQLite waits for another process's transaction."""
 
-_LOOK_AGAIN_S = 0.001
+BUSY_STEP_MS = 2
 
 POSTGRES_NOW_MS = "(extract(epoch from clock_timestamp()) * 1000)::bigint"
 
@@ -135,9 +135,9 @@ def begin_writing(connection: sqlite3.Connection) -> None:
 
 
 def patiently(statement: Callable[[], T]) -> T:
-    """Runs it until the file is free, for BUSY_MS at most, on a connection whose busy_timeout is 0. SQLite itself
-    looks again after ever longer pauses (0.1 s in the end), and so a process could wait for seconds beside another one
-    that writes all the time."""
+    """Runs it until the file is free, for BUSY_MS at most, on a connection whose busy_timeout is BUSY_STEP_MS. SQLite
+    itself looks again after ever longer pauses (0.1 s in the end), and so a process could wait for seconds beside
+    another one that writes all the time."""
     deadline = time.monotonic() + BUSY_MS / 1000
     while True:
         try:
@@ -145,7 +145,6 @@ def patiently(statement: Callable[[], T]) -> T:
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
-            time.sleep(_LOOK_AGAIN_S)
 
 
 def _sqlite_engine(path: Path, create: bool) -> sa.Engine:
@@ -165,7 +164,7 @@ def _sqlite_engine(path: Path, create: bool) -> sa.Engine:
         if connection.get_execution_options().get("sqlite_mode") == "DEFERRED":
             driver.execute("BEGIN DEFERRED")
             return
-        driver.execute("PRAGMA busy_timeout=0")
+        driver.execute(f"PRAGMA busy_timeout={BUSY_STEP_MS}")
         try:
             begin_writing(driver)
         finally:

@@ -1,10 +1,8 @@
-"""The ledger's hot path on SQLite: one connection of its own, one transaction at a time; used by `store`.
+"""The ledger's hot path on SQLite: one writer thread with one connection of its own; used by `store`.
 
 WAL with synchronous=FULL: a commit survives a power loss. The clock is the host's, which all processes that can open
-the file share. A transaction reads only what the ones before it have not left in memory, and so all but its commit is
-done by the event loop itself, in a fraction of a millisecond: a statement gives the interpreter's lock away several
-times, and two threads that pass it to and fro pay more for that than for the statement. Whatever may take longer (the
-commit with its sync, a file that another process has locked, a disk that is slow to read) is a thread's.
+the file share. A statement gives the interpreter's lock away several times, and each time may wake the event loop's
+thread: so a transaction has few of them, and reads only what the ones before it have not left in memory.
 """
 
 import asyncio
@@ -16,15 +14,14 @@ from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from queue import SimpleQueue
-from time import monotonic
-from typing import Any, cast
+from typing import Any
 from urllib.parse import quote
 
 import orjson
 
 from tollway_serving.ledger import record_sql
 from tollway_serving.ledger.backend import Batch, EntryCache
-from tollway_serving.ledger.database import PRAGMAS, begin_writing, patiently
+from tollway_serving.ledger.database import BUSY_STEP_MS, PRAGMAS, begin_writing, patiently
 from tollway_serving.ledger.idempotency import record_from_row
 from tollway_serving.ledger.ops import LedgerUnavailable, Receipt
 from tollway_serving.ledger.sql import sqlite_insert
@@ -42,8 +39,6 @@ _ENTRY = "select revision, deleted, body from tollway_catalogue where kind = ? a
 _COVER = "update tollway_holds set covered_output = ?2, covered_prompt = ?3 where charge_id = ?1"
 _END = f"delete from tollway_holds where charge_id in {_LISTED}"  # noqa: S608
 
-_SLOW_S = 0.005  # a transaction that took the loop so long sends the next ones to the thread, for a second
-_THREAD_S = 1.0
 _ROWS_AT_ONCE = 32  # each number up to it is a statement of its own, prepared once
 _REMEMBERED = 4_000  # subjects, and as many holds: some tens of megabytes
 
@@ -76,8 +71,6 @@ class SqliteBackend:
         self._memory: _Memory | None = None
         self._entries = EntryCache()
         self._thread: threading.Thread | None = None
-        self._open_jobs = 0  # of the thread's: the connection is its own as long as there is one
-        self._slow_until = 0.0
 
     async def connect(self) -> None:
         if self._thread is None:
@@ -92,24 +85,8 @@ class SqliteBackend:
             self._thread = None
 
     async def transact(self, ops: Sequence[AnyOp]) -> Batch:
-        batch = self._written_here(ops)
-        if batch is None:
-            return cast("Batch", await self._call(lambda: self._transact(ops)))
-        await self._call(self._commit)
+        batch: Batch = await self._call(lambda: self._transact(ops))
         return batch
-
-    def _written_here(self, ops: Sequence[AnyOp]) -> Batch | None:
-        """All but the commit, at once; None: the thread has to do it all."""
-        connection, began = self._connection, monotonic()
-        if connection is None or self._open_jobs or began < self._slow_until:
-            return None
-        batch, error = _guarded(lambda: self._write(connection, ops) if _begun(connection) else None)
-        if error is not None:
-            raise self._seen(error)
-        ended = monotonic()
-        if ended - began > _SLOW_S:
-            self._slow_until = ended + _THREAD_S
-        return cast("Batch | None", batch)
 
     async def poll(self) -> int:
         return int(await self._call(lambda: patiently(lambda: _one(self._connected(), _REVISION))))
@@ -117,56 +94,41 @@ class SqliteBackend:
     async def _call(self, function: Callable[[], Any]) -> Any:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Any] = loop.create_future()
-        self._open_jobs += 1
         self._jobs.put((function, future, loop))
         return await future
 
     def _work(self) -> None:
-        """The thread."""
+        """The thread. Errors of SQLite become LedgerUnavailable here and nowhere else; what is wrong with a row or a
+        statement is passed on as it is."""
         while (job := self._jobs.get()) is not None:
             function, future, loop = job
-            result, error = _guarded(function)
-            if error is not None:
-                error = self._seen(error)
+            result: Any = None
+            error: BaseException | None = None
             try:
-                loop.call_soon_threadsafe(self._finish, future, result, error)
+                result = function()
+            except (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError) as wrong:
+                error = wrong
+            except sqlite3.Error as failed:
+                error = LedgerUnavailable(f"{type(failed).__name__}: {failed}")
+                error.__cause__ = failed
+                if failed.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+                    self._disconnect()
+            except Exception as unexpected:  # handed to the waiter; the thread must live
+                error = unexpected
+            try:
+                loop.call_soon_threadsafe(_finish, future, result, error)
             except RuntimeError:
                 break  # the loop was closed under us: nobody waits any more
         self._disconnect()
-
-    def _finish(self, future: "asyncio.Future[Any]", result: Any, error: Exception | None) -> None:
-        self._open_jobs -= 1
-        if future.done():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(result)
-
-    def _seen(self, error: Exception) -> Exception:
-        """What a caller gets of an error. SQLite's become LedgerUnavailable here and nowhere else; what is wrong with a
-        row or a statement is passed on as it is."""
-        own = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.InterfaceError)
-        if not isinstance(error, sqlite3.Error) or isinstance(error, own):
-            return error
-        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            self._disconnect()
-        unavailable = LedgerUnavailable(f"{type(error).__name__}: {error}")
-        unavailable.__cause__ = error
-        return unavailable
 
     def _connected(self) -> sqlite3.Connection:
         if self._connection is None:
             # mode=rw: a missing file is an error, never a new and empty ledger.
             connection = sqlite3.connect(
-                f"file:{quote(str(self._path))}?mode=rw",
-                uri=True,
-                isolation_level=None,
-                cached_statements=256,
-                check_same_thread=False,  # see `_open_jobs`
+                f"file:{quote(str(self._path))}?mode=rw", uri=True, isolation_level=None, cached_statements=256
             )
             try:
-                for pragma in (*PRAGMAS, "busy_timeout=0"):  # `patiently` waits, in the thread
+                for pragma in (*PRAGMAS, f"busy_timeout={BUSY_STEP_MS}"):
                     connection.execute(f"PRAGMA {pragma}")
             except sqlite3.Error:
                 connection.close()
@@ -183,34 +145,18 @@ class SqliteBackend:
     def _transact(self, ops: Sequence[AnyOp]) -> Batch:
         connection = self._connected()
         begin_writing(connection)
-        batch = self._write(connection, ops)
-        self._commit()
-        return batch
-
-    def _write(self, connection: sqlite3.Connection, ops: Sequence[AnyOp]) -> Batch:
-        """In a transaction that has begun, and ends here only if this fails."""
         try:
             work = self._load(connection, ops)
             results = work.run(ops)
             for text, parameters in _statements(work):
                 connection.execute(text, parameters)
-        except BaseException:
-            self._roll_back(connection)
-            raise
-        return Batch(results, work.revision)
-
-    def _commit(self) -> None:
-        connection = self._connected()
-        try:
             connection.execute("COMMIT")
         except BaseException:
-            self._roll_back(connection)
+            self._memory = None
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
             raise
-
-    def _roll_back(self, connection: sqlite3.Connection) -> None:
-        self._memory = None
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        return Batch(results, work.revision)
 
     def _remembered(self, connection: sqlite3.Connection) -> _Memory:
         """Asked within the transaction: nobody else commits before its end."""
@@ -279,20 +225,10 @@ def _one(connection: sqlite3.Connection, question: str) -> int:
     return int(connection.execute(question).fetchone()[0])
 
 
-def _begun(connection: sqlite3.Connection) -> bool:
-    """Begins a transaction, unless another process has one."""
-    try:
-        connection.execute("BEGIN IMMEDIATE")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
-            raise
-        return False
-    return True
-
-
-def _guarded(function: Callable[[], Any]) -> tuple[Any, Exception | None]:
-    """Its result, or what it raised: the thread must live."""
-    try:
-        return function(), None
-    except Exception as error:
-        return None, error
+def _finish(future: "asyncio.Future[Any]", result: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(result)
