@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tollway_serving.gateway.sse import EventReader, event
 from tollway_serving.gateway.template import Template, learn, place
 
 _TEXTS = st.one_of(
@@ -41,6 +42,12 @@ def test_what_it_knows_is_what_is_there(text: str, counted: bool, changes: list[
     texts, found = learned(usage).run([payload])
     if texts:
         assert orjson.loads(payload) == chunk(texts[0].decode(), found)
+    one = learned(usage).one(event(payload))
+    if one is not None:
+        assert [event(payload)[6:-2]] == EventReader().feed(event(payload))
+        assert orjson.loads(payload) == chunk(one[0].decode(), one[1])
+    if payload == orjson.dumps(chunk(text, usage)):
+        assert one == ((texts[0], found) if texts else None)
 
 
 @given(st.lists(st.text(alphabet=st.characters(codec="utf-8", categories=["L", "N"]), max_size=8), min_size=1))

@@ -67,7 +67,7 @@ class Stream:
         self._out: list[bytes] = []  # counted, and not sent yet
         self._template: Template | None = None
         self._lessons = _LESSONS
-        self._around = b"", b""  # what leaves around the text of a chunk like the template's
+        self._before_text = self._after_text = self._seam = b""  # what leaves around and between texts like its own
 
     def in_its_stead(self, calls: int, stopper: Stopper | None) -> None:
         """The answer takes several calls of the model, or ends at texts that the model does not know of."""
@@ -137,18 +137,25 @@ class Stream:
 
     def _pass(self, reader: sse.EventReader, coverage: Coverage, data: bytes) -> bytes | None:
         """`upstream.Sink`: sends on what can go at once, chunks like the template that the ledger is sure of."""
-        if self._template is None or (events := reader.whole(data)) is None:
+        template = self._template
+        if template is None or not reader.between:
             return data
-        texts, usage = self._template.run(events)
-        if texts:
-            self._fill(texts, usage)
-        if len(texts) < len(events):
-            return b"".join(map(sse.event, events[len(texts) :]))
+        if (one := template.one(data)) is not None:
+            out = self._filled(one[0], len(one[0]), one[1])
+        else:
+            if (events := reader.whole(data)) is None:
+                return data
+            texts, usage = template.run(events)
+            out = self._filled(self._seam.join(texts), sum(map(len, texts)), usage) if texts else b""
+            if len(texts) < len(events):
+                self._out.append(out)
+                return b"".join(map(sse.event, events[len(texts) :]))
         if not coverage.covers(self._meter):
+            self._out.append(out)
             return b""
         call = self._call
         before = call.sent_at or 0.0
-        if not call.send_now(self._out.pop()):
+        if not call.send_now(out):
             return b""
         if call.sent_at is not None and call.sent_at - before < _GATHER_S and self._opened.answer is not None:
             self._opened.answer.rest(_GATHER_S)
@@ -161,7 +168,7 @@ class Stream:
             if self._template is not None:
                 texts, usage = self._template.run(events, at)
                 if texts:
-                    self._fill(texts, usage)
+                    self._out.append(self._filled(self._seam.join(texts), sum(map(len, texts)), usage))
                     at += len(texts)
                     continue
             error = self._parse(events[at], first)
@@ -188,14 +195,14 @@ class Stream:
                 self._learn(payload, choices[0], chunk.get("usage"), sent)
         return None
 
-    def _fill(self, texts: list[bytes], usage: dict[str, Any] | None) -> None:
-        """Counts chunks like the template, and adds them to what goes out."""
+    def _filled(self, text: bytes, size: int, usage: dict[str, Any] | None) -> bytes:
+        """Counts chunks like the template, `size` bytes of text in all, and answers what goes out for them. `text` is
+        one's, or those of several with the seam between."""
         if usage is not None and self._meter.usage(usage):
             self._usage = usage
         else:
-            self._meter.text(sum(map(len, texts)))
-        head, tail = self._around
-        self._out.append(head + (tail + head).join(texts) + tail)
+            self._meter.text(size)
+        return self._before_text + text + self._after_text
 
     def _count(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
         """Takes the usage out of a chunk and answers its choices, in OpenAI's fields only."""
@@ -232,7 +239,8 @@ class Stream:
         begin = place(sent, name, text)
         if begin is not None and (template := learn(payload, name, text, usage)) is not None:
             self._template = template
-            self._around = sent[:begin], sent[begin + len(text.encode()) :]
+            self._before_text, self._after_text = sent[:begin], sent[begin + len(text.encode()) :]
+            self._seam = self._after_text + self._before_text
 
     def _changed(self, choices: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Up to a stop sequence, and with the index that the choice has among those of all calls."""

@@ -24,6 +24,11 @@ class EventReader:
         self._begun = False
         self._mark = b""  # of a byte order mark that has not come whole
 
+    @property
+    def between(self) -> bool:
+        """Whether what comes next begins an event."""
+        return self._begun and not self._rest and not self._held_cr
+
     def whole(self, data: bytes) -> list[bytes] | None:
         """The payloads of `data` if it is whole events, written as nearly everybody does, and nothing before it waits
         for its end; else None, and nothing is done."""
