@@ -415,14 +415,14 @@ async def test_silence_ends_a_stream_that_is_pumped() -> None:
         answer.close()
 
 
-async def test_a_stream_that_rests_is_read_to_its_end_afterwards() -> None:
+async def test_a_stream_that_pauses_is_read_to_its_end_afterwards() -> None:
     model, taken = Model(pieces, OK), []
     async with running(model) as client:
         answer = await ask(client, model.target)
 
         def sink(data: bytes) -> None:
             taken.append(data)
-            answer.rest(0.1)
+            answer.pause(0.1)
 
         assert await answer.pump(sink) is None
         assert taken[0] == b"a"

@@ -223,3 +223,43 @@ async def test_what_goes_beyond_a_hold_asks_nothing_of_the_ledger(running: Runni
     _, raw = await running.stream({**ASK, "max_tokens": 10})
     assert payloads(raw)[-1] == "[DONE]"
     assert kinds == ["Reserve", "Settle"]
+
+
+def stream_of(*chunks: dict[str, Any]) -> dict[str, Any]:
+    """A stream as it is, in one piece."""
+    frames = b"".join(b"data: " + orjson.dumps(each) + b"\n\n" for each in chunks) + b"data: [DONE]\n\n"
+    return {"body": frames, "content_type": "text/event-stream"}
+
+
+def said(delta: dict[str, Any], usage: int | None = None) -> dict[str, Any]:
+    counts = {} if usage is None else {"usage": {"prompt_tokens": 7, "completion_tokens": usage}}
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": None}], **counts}
+
+
+END: dict[str, Any] = {"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}
+
+
+async def test_what_is_the_same_in_each_chunk_is_counted_in_each(running: Running) -> None:
+    role = {"hidden": "y" * 300}
+    running.backend.then(**stream_of(*(said({"role": role, "content": each}) for each in "abcd"), END))
+    _, raw = await running.stream({**ASK, "max_tokens": 1000})
+    assert text(raw) == "abcd"
+    (row,) = await running.usage_rows()
+    assert orjson.loads(row["counts"])["output_tokens"] >= 4 * 300 // 4
+
+
+async def test_the_largest_count_of_a_read_counts(running: Running) -> None:
+    """A model's counts don't fall; one whose do is charged for the most that it said."""
+    running.backend.then(**stream_of(*(said({"content": "w"}, count) for count in (1, 2, 100, 3)), END))
+    await running.stream({**ASK, "max_tokens": 200})
+    (row,) = await running.usage_rows()
+    assert (orjson.loads(row["counts"])["output_tokens"], row["estimated"]) == (100, 0)
+
+
+async def test_an_error_between_chunks_that_are_alike_ends_the_stream(running: Running) -> None:
+    broken = said({"content": "c"}, 3) | {"error": {"message": "out of memory", "code": 500}}
+    running.backend.then(**stream_of(*(said({"content": each}, 2) for each in "ab"), broken, said({"content": "d"}, 4)))
+    _, raw = await running.stream(ASK)
+    *chunks, last = payloads(raw)
+    assert "".join(c["delta"]["content"] for chunk in chunks for c in chunk["choices"]) == "ab"
+    assert last["error"]["code"] == "model_unavailable"

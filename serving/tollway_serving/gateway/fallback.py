@@ -312,7 +312,7 @@ class Fallbacks:
                     if work.calls > 1:
                         opened.again = partial(self._again, call, work, opened, iter(work.following(entry)))
                 else:
-                    limit.due = opened.deadline
+                    limit.move(opened.deadline)
                     opened.peeked = await work.complete(entry, answer, opened.peeked, opened.meter)
                     for body in work.following(entry):
                         opened.close_answer()

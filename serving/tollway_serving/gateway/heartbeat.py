@@ -39,7 +39,7 @@ class Heartbeat(Alarm):
         self.set(asyncio.get_running_loop())
 
     def _look_in(self, seconds: float) -> None:
-        self.due = time.monotonic() + seconds
+        self.move(time.monotonic() + seconds)
         self.set(asyncio.get_running_loop())
 
     def ring(self) -> None:

@@ -41,8 +41,8 @@ class HttpAnswer:
         self._done = False
         self._failed: tuple[Trouble, str] | None = None
         self._waiter: asyncio.Future[None] | None = None
-        self._sink: Sink | None = None  # of the waiter, that is asked first
-        self._left: bytes | None = None
+        self._sink: Sink | None = None  # is given what comes while somebody waits in `pump`
+        self._left: bytes | None = None  # by the sink, for the one who waits
         self._silence: _Silence | None = None
         self.waiting_since = 0.0  # monotonic; 0: nobody waits
         self.status = 0
@@ -80,7 +80,8 @@ class HttpAnswer:
     def _take(self) -> bytes:
         parts, self._parts = self._parts, []
         self._size = 0
-        self._connection.resume()
+        if not self._done:  # else the connection is another call's by now
+            self._connection.resume()
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _change(self) -> None:
@@ -94,8 +95,9 @@ class HttpAnswer:
             self._waiter = None
             self.waiting_since = 0.0
 
-    def rest(self, seconds: float) -> None:
-        self._connection.rest(seconds)
+    def pause(self, seconds: float) -> None:
+        if not self._done:
+            self._connection.pause(seconds)
 
     def limit_silence(self, seconds: float) -> None:
         self._silence = _Silence(self, seconds)
@@ -120,7 +122,7 @@ class HttpAnswer:
 
     def feed(self, data: bytes) -> bool:
         """Whether there is room for more. A waiter's task goes on only if its sink leaves something to do."""
-        if self._sink is None:
+        if self._sink is None or self._waiter is None or self._waiter.done():
             self._parts.append(data)
             self._size += len(data)
             self.wake()
@@ -171,8 +173,7 @@ class _Silence(Alarm):
         if since and now - since >= self._seconds:
             self._answer.fail("timeout", "silent for too long")
         else:
-            self.patient = False
-            self.due = (since or now) + self._seconds
+            self.move((since or now) + self._seconds)
             self.set(asyncio.get_running_loop())
 
 
@@ -195,6 +196,7 @@ class Connection(asyncio.Protocol):
         self._complete = False
         self._kept = False  # another call may follow
         self._paused = False
+        self._resuming: asyncio.TimerHandle | None = None
         self._overhead = 0  # bytes since the last ones of a body
         self._fields = 0  # bytes of headers and trailers
 
@@ -216,13 +218,16 @@ class Connection(asyncio.Protocol):
             transport.write(body)
         return self._answer
 
-    def rest(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         if self._transport is not None and not self._paused:
             self._paused = True
             self._transport.pause_reading()
-            self.loop.call_later(seconds, self.resume)
+            self._resuming = self.loop.call_later(seconds, self.resume)
 
     def resume(self) -> None:
+        if self._resuming is not None:
+            self._resuming.cancel()
+            self._resuming = None
         if self._paused and self._transport is not None:
             self._paused = False
             self._transport.resume_reading()

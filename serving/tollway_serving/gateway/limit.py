@@ -1,13 +1,18 @@
 """Time limits and alarms of requests, all on one timer of the event loop: a timer each cost more than what they guard.
 
-Used by `call`, `fallback`, `relay`, `heartbeat` and `http_client`, several times a request; nearly all of them end
-before their time. What is due is looked for every 50 ms, so that nothing ends early and hardly anything late.
+Used by `call`, `fallback`, `relay`, `heartbeat`, `http_client` and `http_connection`, several times a request; nearly
+all of them end before their time. What is due is looked for every 50 ms, so that nothing ends early and hardly anything
+late.
 """
 
 import asyncio
 import time
 from types import TracebackType
 from typing import Final
+
+import structlog
+
+log = structlog.get_logger(__name__)
 
 _STEP_S: Final = 0.05
 _STALLED_S: Final = 0.1
@@ -16,7 +21,7 @@ _PATIENCE_S: Final = 0.25
 
 class Alarm:
     """Calls `ring` once, when `due` (monotonic) has passed. Whoever is not done with it by then may set a new `due` and
-    `set` it again; `due` may also be moved while it is set."""
+    `set` it again; it may also be moved while it is set."""
 
     __slots__ = ("_clock", "due", "patient")
 
@@ -32,6 +37,10 @@ class Alarm:
         clock.alarms.add(self)
         if clock.timer is None:
             clock.start()
+
+    def move(self, due: float) -> None:
+        self.due = due
+        self.patient = False
 
     def cancel(self) -> None:
         self._clock.alarms.discard(self)
@@ -61,9 +70,12 @@ class _Clock:
             if stalled and not alarm.patient:
                 alarm.patient = True
                 alarm.due = now + _PATIENCE_S
-            else:
+            elif alarm in self.alarms:  # nothing that rang before has cancelled it
                 self.alarms.discard(alarm)
-                alarm.ring()
+                try:
+                    alarm.ring()
+                except Exception:  # must not silence all others
+                    log.exception("alarm_failed", alarm=type(alarm).__name__)
         self.timer = None
         if self.alarms:
             self.start()

@@ -95,8 +95,8 @@ class Coverage:
         self._pending: asyncio.Future[None] | None = None
 
     def covers(self, meter: Meter) -> bool:
-        """Whether what the meter shows may leave; also asks for more in time. What goes beyond the hold is not charged,
-        and so it need not be covered."""
+        """Whether what the meter shows may leave; also asks for more in time. Nobody can be sure of more than the hold
+        has, and so what goes beyond it waits for nothing."""
         tokens = meter.tokens
         if self._pending is None and self._asked < self._most and tokens + self._step // 2 > self._asked:
             self._ask(tokens, meter.prompt_tokens)

@@ -145,12 +145,16 @@ class Charge:
         return future
 
     def _finished(self, op: Settle, done: "asyncio.Future[Receipt]") -> None:
-        error = None if done.cancelled() else done.exception()
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if done.cancelled():
+            return
+        error = done.exception()
         if isinstance(error, LedgerUnavailable):
             self._settler.again(op, self._until)
         elif error is not None:
             log.error("settlement_failed", charge_id=op.charge_id, error=repr(error))
-        elif not done.cancelled():
+        else:
             receipt = done.result()
             self._metrics.charged(
                 self.reserve.plan,
@@ -160,8 +164,6 @@ class Charge:
                 op.counts.get("input_tokens", 0),
                 op.counts.get("output_tokens", 0),
             )
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
 
     def _close(self, future: "asyncio.Future[Receipt]") -> None:
         self._settled = future

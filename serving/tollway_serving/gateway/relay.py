@@ -136,19 +136,22 @@ class Stream:
                 return None if self._seen and self._seen == self._finished else self._cut()
 
     def _pass(self, reader: sse.EventReader, coverage: Coverage, data: bytes) -> bytes | None:
-        """`upstream.Sink`: sends on what can go at once, chunks like the template that the ledger is sure of."""
+        """`upstream.Sink`: sends on what can go at once, chunks like the template that the ledger is sure of. What it
+        leaves is to be read; nothing (b""): something counted is still to be sent, in `_out` or half-way out."""
         template = self._template
         if template is None or not reader.between:
             return data
         if (one := template.one(data)) is not None:
-            out = self._filled(one[0], len(one[0]), one[1])
+            text, usage = one
+            out = self._filled([text], [usage] if usage is not None else [])
         else:
             if (events := reader.whole(data)) is None:
                 return data
-            texts, usage = template.run(events)
-            out = self._filled(self._seam.join(texts), sum(map(len, texts)), usage) if texts else b""
+            texts, usages = template.run(events)
+            out = self._filled(texts, usages) if texts else b""
             if len(texts) < len(events):
-                self._out.append(out)
+                if out:
+                    self._out.append(out)
                 return b"".join(map(sse.event, events[len(texts) :]))
         if not coverage.covers(self._meter):
             self._out.append(out)
@@ -158,7 +161,7 @@ class Stream:
         if not call.send_now(out):
             return b""
         if call.sent_at is not None and call.sent_at - before < _GATHER_S and self._opened.answer is not None:
-            self._opened.answer.rest(_GATHER_S)
+            self._opened.answer.pause(_GATHER_S)
         return None
 
     def _read(self, events: list[bytes], first: dict[str, Any] | None) -> ApiError | None:
@@ -166,9 +169,9 @@ class Stream:
         at = 0
         while at < len(events):
             if self._template is not None:
-                texts, usage = self._template.run(events, at)
+                texts, usages = self._template.run(events, at)
                 if texts:
-                    self._out.append(self._filled(self._seam.join(texts), sum(map(len, texts)), usage))
+                    self._out.append(self._filled(texts, usages))
                     at += len(texts)
                     continue
             error = self._parse(events[at], first)
@@ -195,14 +198,18 @@ class Stream:
                 self._learn(payload, choices[0], chunk.get("usage"), sent)
         return None
 
-    def _filled(self, text: bytes, size: int, usage: dict[str, Any] | None) -> bytes:
-        """Counts chunks like the template, `size` bytes of text in all, and answers what goes out for them. `text` is
-        one's, or those of several with the seam between."""
-        if usage is not None and self._meter.usage(usage):
-            self._usage = usage
+    def _filled(self, texts: list[bytes], usages: list[dict[str, Any]]) -> bytes:
+        """Counts chunks like the template, by the usage of each where they have one; answers what goes out for them."""
+        meter = self._meter
+        if usages:
+            for text, usage in zip(texts, usages, strict=True):
+                if meter.usage(usage):
+                    self._usage = usage
+                else:
+                    meter.text(len(text))
         else:
-            self._meter.text(size)
-        return self._before_text + text + self._after_text
+            meter.text(sum(map(len, texts)))
+        return self._before_text + (texts[0] if len(texts) == 1 else self._seam.join(texts)) + self._after_text
 
     def _count(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
         """Takes the usage out of a chunk and answers its choices, in OpenAI's fields only."""
@@ -236,6 +243,8 @@ class Stream:
             return
         self._lessons -= 1
         name, text = said
+        if self._shape.size(choice) != len(text.encode()):
+            return  # something else counts, too
         begin = place(sent, name, text)
         if begin is not None and (template := learn(payload, name, text, usage)) is not None:
             self._template = template

@@ -9,7 +9,7 @@ from typing import Any
 
 import orjson
 
-_MOST = 64  # at once: where each text is an odd one, all that follow are looked at again for each
+_MOST = 64  # looked at in one go: where each text has to be parsed, those behind it are looked at again each time
 
 
 class Template:
@@ -37,39 +37,41 @@ class Template:
         behind = event[end + len(self._event_tail) :]
         if not self._counted:
             return None if behind else (text, None)
-        if behind.find(b"\n") != len(behind) - 2 or behind[-3:] != b"}\n\n" or b"\r" in behind:
+        if behind.find(b"\n") != len(behind) - 2 or b"\r" in behind:
             return None
-        try:
-            usage = orjson.loads(behind[:-3])
-        except orjson.JSONDecodeError:
-            return None
-        return (text, usage) if type(usage) is dict else None
+        usage = _usage(behind[:-2], 0)
+        return None if usage is None else (text, usage)
 
-    def run(self, payloads: list[bytes], begin: int = 0) -> tuple[list[bytes], dict[str, Any] | None]:
+    def run(self, payloads: list[bytes], begin: int = 0) -> tuple[list[bytes], list[dict[str, Any]]]:
         """The texts of the chunks from `begin` on that are like this one, up to the first that is not, in UTF-8 as they
-        stand there; and the usage of the last of them, which counts for all."""
+        stand there; and the usage of each, where they have one."""
         head, tail, counted = self._head, self._tail, self._counted
         at, length = len(head), len(tail)
-        texts = []
+        texts, usages = [], []
         for payload in payloads[begin : begin + _MOST]:
             end = payload.find(b'"', at)
             if end < 0 or not payload.startswith(head) or not payload.startswith(tail, end):
                 break
-            if not counted and len(payload) != end + length:
+            if counted:
+                if (usage := _usage(payload, end + length)) is None:
+                    break
+                usages.append(usage)
+            elif len(payload) != end + length:
                 break
             texts.append(payload[at:end])
         if texts and not _plain(b" ".join(texts)):
-            del texts[next(index for index, text in enumerate(texts) if not _plain(text)) :]
-        while counted and texts:
-            payload = payloads[begin + len(texts) - 1]
-            try:
-                usage = orjson.loads(payload[at + len(texts[-1]) + length : -1]) if payload[-1:] == b"}" else None
-            except orjson.JSONDecodeError:
-                usage = None
-            if type(usage) is dict:
-                return texts, usage
-            texts.pop()
-        return texts, None
+            first = next(index for index, text in enumerate(texts) if not _plain(text))
+            del texts[first:], usages[first:]
+        return texts, usages
+
+
+def _usage(payload: bytes, begin: int) -> dict[str, Any] | None:
+    """The object at the end of a payload, before the brace that closes the chunk."""
+    try:
+        usage = orjson.loads(payload[begin:-1]) if payload.endswith(b"}") else None
+    except orjson.JSONDecodeError:
+        return None
+    return usage if type(usage) is dict else None
 
 
 def _plain(text: bytes) -> bool:
@@ -94,7 +96,7 @@ def learn(payload: bytes, name: str, text: str, usage: Any) -> Template | None:
         tail = payload[end:]
     template = Template(payload[:begin], tail, counted)
     # What it was made of is the first to be held against it.
-    return template if tail and template.run([payload]) == ([text.encode()], usage if counted else None) else None
+    return template if tail and template.run([payload]) == ([text.encode()], [usage] if counted else []) else None
 
 
 def place(document: bytes, name: str, text: str) -> int | None:

@@ -48,7 +48,7 @@ class Answer(Protocol):
         do. Returns what a sink left, which may be b"", or None at the end. Fails like `chunk`, and with what the sink
         raises."""
 
-    def rest(self, seconds: float) -> None:
+    def pause(self, seconds: float) -> None:
         """Leaves what comes within this time to the network, to be read at once afterwards."""
 
     def limit_silence(self, seconds: float) -> None:
