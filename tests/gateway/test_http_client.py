@@ -56,6 +56,17 @@ class Model:
             writer.close()
 
 
+def says(raw: bytes) -> Script:
+    """Answers this, and then is silent until its client leaves."""
+
+    async def say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(raw)
+        await writer.drain()
+        await reader.read()
+
+    return say
+
+
 @asynccontextmanager
 async def running(model: Model, tls: ssl.SSLContext | None = None) -> AsyncIterator[HttpUpstream]:
     server = await asyncio.start_server(model.serve, "127.0.0.1", 0, ssl=tls)
@@ -230,12 +241,7 @@ async def test_a_slow_reader_stops_the_model_and_gets_everything() -> None:
 
 
 async def test_silence_ends_a_stream_after_its_limit_and_only_then() -> None:
-    async def pause(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(CHUNKED + b"1\r\na\r\n")
-        await writer.drain()
-        await reader.read()
-
-    model = Model(pause)
+    model = Model(says(CHUNKED + b"1\r\na\r\n"))
     async with running(model) as client:
         answer = await ask(client, model.target)
         answer.limit_silence(0.1)
@@ -385,12 +391,7 @@ async def test_what_a_sink_raises_reaches_the_one_who_waits() -> None:
 
 
 async def test_a_stream_that_breaks_while_it_is_pumped_has_given_what_it_had() -> None:
-    async def cut(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(CHUNKED + b"1\r\na\r\nnonsense\r\n")
-        await writer.drain()
-        await reader.read()
-
-    model, taken = Model(cut), []
+    model, taken = Model(says(CHUNKED + b"1\r\na\r\nnonsense\r\n")), []
     async with running(model) as client:
         answer = await ask(client, model.target)
         with pytest.raises(UpstreamFailed):
@@ -399,12 +400,7 @@ async def test_a_stream_that_breaks_while_it_is_pumped_has_given_what_it_had() -
 
 
 async def test_silence_ends_a_stream_that_is_pumped() -> None:
-    async def pause(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.write(CHUNKED + b"1\r\na\r\n")
-        await writer.drain()
-        await reader.read()
-
-    model, taken = Model(pause), []
+    model, taken = Model(says(CHUNKED + b"1\r\na\r\n")), []
     async with running(model) as client:
         answer = await ask(client, model.target)
         answer.limit_silence(0.1)

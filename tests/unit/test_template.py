@@ -13,7 +13,6 @@ from tollway_serving.gateway.template import Template, learn, place
 _TEXTS = st.one_of(
     st.text(max_size=12), st.sampled_from(["", " w", '"', "\\", "\n", "é", "日本", "\u200d", "\x00", "}", '"}'])
 )
-_COUNTS = st.integers(0, 10**9)
 
 
 def chunk(text: str, usage: Any = None, **more: Any) -> dict[str, Any]:

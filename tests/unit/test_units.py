@@ -15,7 +15,9 @@ from tollway_serving.contract.units import (
     Unit,
     affordable_units,
     charge_micro,
+    commons,
     format_credits,
+    price_in_commons,
 )
 
 _COUNTS = st.dictionaries(st.sampled_from(UNITS), st.integers(0, 10**12))
@@ -42,7 +44,7 @@ def test_affordable_is_the_most_that_fits(
     counts: dict[Unit, int], prices: dict[Unit, int], micro: int, unit: Unit
 ) -> None:
     counts.pop(unit, None)
-    most = affordable_units(micro, unit, prices, counts)
+    most = affordable_units(micro, price_in_commons(unit, prices), commons(counts, prices))
     if most is None:
         assert not prices.get(unit)
         return

@@ -68,10 +68,9 @@ PRICE_UNITS: dict[Unit, int] = {
 }
 """How many units a price is for: tokens and characters a million, audio a minute, area a megapixel, films a second."""
 
-COMMON = 3_000_000
-"""The least number that each of PRICE_UNITS' values divides: in such parts of a micro-credit sums stay whole."""
+_COMMON = 3_000_000  # the least number that each of PRICE_UNITS' values divides, so that sums stay whole
 
-_FACTORS: Mapping[Unit, int] = {unit: COMMON // size for unit, size in PRICE_UNITS.items()}
+_FACTORS: Mapping[Unit, int] = {unit: _COMMON // size for unit, size in PRICE_UNITS.items()}
 
 MICRO = 1_000_000
 """Micro-credits in a credit."""
@@ -82,13 +81,13 @@ def charge_micro(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
     return rounded_up(commons(counts, prices))
 
 
-def rounded_up(commons: int) -> int:
+def rounded_up(parts: int) -> int:
     """Whole micro-credits for what `commons` counts."""
-    return -(-commons // COMMON)
+    return -(-parts // _COMMON)
 
 
 def commons(counts: Mapping[Unit, int], prices: Mapping[Unit, int]) -> int:
-    """The same before it is rounded, in parts of a micro-credit (COMMON of them)."""
+    """The same before it is rounded, in parts of a micro-credit (_COMMON of them)."""
     total = 0
     for unit, price in prices.items():
         if price and unit in counts:
@@ -101,10 +100,10 @@ def price_in_commons(unit: Unit, prices: Mapping[Unit, int]) -> int:
     return prices.get(unit, 0) * _FACTORS[unit]
 
 
-def affordable_units(micro: int, unit: Unit, prices: Mapping[Unit, int], spent: Mapping[Unit, int]) -> int | None:
-    """How many of `unit` fit into `micro` micro-credits beside the counts in `spent`; None where the unit is free."""
-    price = price_in_commons(unit, prices)
-    return None if price <= 0 else max(0, (micro * COMMON - commons(spent, prices)) // price)
+def affordable_units(micro: int, price: int, spent: int) -> int | None:
+    """How many units at `price` fit into `micro` micro-credits beside what is `spent`, both in parts as `commons`
+    counts them; None where the unit is free."""
+    return None if price <= 0 else max(0, (micro * _COMMON - spent) // price)
 
 
 def format_credits(micro: int) -> str:

@@ -37,7 +37,7 @@ class Prompt:
     param: str = "messages"
 
     def least(self) -> int:
-        return self.tokens - (-self.text_bytes // _LONGEST_TOKEN_BYTES) + self.messages
+        return self.tokens + -(-self.text_bytes // _LONGEST_TOKEN_BYTES) + self.messages
 
     def most(self, entry: ModelEntry) -> int:
         if self.has_media:

@@ -74,7 +74,7 @@ class HttpUpstream:
             raise
         return answer
 
-    def _address(self, target: Target) -> "_Address":
+    def _address(self, target: Target) -> _Address:
         """What all requests to a target have in common, made once for as long as its secrets stay."""
         secrets = shown_secrets(target, self._secrets)
         known = self._addresses.get(id(target))

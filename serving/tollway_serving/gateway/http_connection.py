@@ -218,10 +218,13 @@ class Connection(asyncio.Protocol):
             transport.write(body)
         return self._answer
 
-    def pause(self, seconds: float) -> None:
-        if self._transport is not None and not self._paused:
-            self._paused = True
-            self._transport.pause_reading()
+    def pause(self, seconds: float | None = None) -> None:
+        """Until `resume`, or for so long."""
+        if self._paused or self._transport is None:
+            return
+        self._paused = True
+        self._transport.pause_reading()
+        if seconds is not None:
             self._resuming = self.loop.call_later(seconds, self.resume)
 
     def resume(self) -> None:
@@ -262,7 +265,9 @@ class Connection(asyncio.Protocol):
             wrong = error
         if body := self._body:
             self._overhead = 0
-            self._pass_on(body[0] if len(body) == 1 else b"".join(body))
+            answer = self._answer
+            if answer is not None and not answer.feed(body[0] if len(body) == 1 else b"".join(body)):
+                self.pause()
             body.clear()
         if wrong is not None:
             if not self._complete:
@@ -280,12 +285,6 @@ class Connection(asyncio.Protocol):
                 answer.finish()
         elif self._overhead > _MAX_OVERHEAD:
             self._broken("its head or trailers are too long")
-
-    def _pass_on(self, data: bytes) -> None:
-        answer = self._answer
-        if answer is not None and not answer.feed(data) and not self._paused and self._transport:
-            self._paused = True
-            self._transport.pause_reading()
 
     def _broken(self, detail: str) -> None:
         answer = self._answer

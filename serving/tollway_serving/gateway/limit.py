@@ -30,10 +30,7 @@ class Alarm:
         self.patient = False  # it was due once already, when nothing in this process could run
 
     def set(self, loop: asyncio.AbstractEventLoop) -> None:
-        clock = _known
-        if clock is None or clock.loop is not loop:
-            clock = _clock(loop)
-        self._clock = clock
+        clock = self._clock = _clock(loop)
         clock.alarms.add(self)
         if clock.timer is None:
             clock.start()
@@ -87,7 +84,8 @@ _known: _Clock | None = None
 def _clock(loop: asyncio.AbstractEventLoop) -> _Clock:
     """A process has one loop that serves requests."""
     global _known  # noqa: PLW0603
-    _known = _Clock(loop)
+    if _known is None or _known.loop is not loop:
+        _known = _Clock(loop)
     return _known
 
 

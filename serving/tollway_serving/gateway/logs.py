@@ -42,7 +42,7 @@ class AccessLog:
         self._second, self._stamp = -1, ""  # made once a second, not once a line
 
     def write(self, at: float, fields: dict[str, Any]) -> None:
-        """`at` is seconds since the epoch."""
+        """`at` is seconds since the epoch; `fields` becomes the line, with the time added."""
         if not self._enabled:
             return
         second, thousandths = divmod(int(at * 1000), 1000)

@@ -41,10 +41,11 @@ class Meter:
         """Takes a usage object; False if it has no counts."""
         if type(usage) is not dict:
             return False
-        output, prompt = usage.get("completion_tokens"), usage.get("prompt_tokens")
-        if type(prompt) is int and 0 <= prompt <= _COUNT_LIMIT:
+        output = whole(usage.get("completion_tokens"))
+        prompt = whole(usage.get("prompt_tokens"))
+        if prompt is not None:
             self.prompt_tokens = prompt
-        if type(output) is not int or not 0 <= output <= _COUNT_LIMIT:
+        if output is None:
             return False
         if output > self.output_tokens:
             self.output_tokens = output

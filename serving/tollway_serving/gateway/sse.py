@@ -31,7 +31,7 @@ class EventReader:
 
     def whole(self, data: bytes) -> list[bytes] | None:
         """The payloads of `data` if it is whole events, written as nearly everybody does, and nothing before it waits
-        for its end; else None, and nothing is done."""
+        for its end; else None, and `feed` has to read it."""
         if self._rest or self._held_cr or self._mark or not data.startswith(b"data: ") or not data.endswith(b"\n\n"):
             return None
         self._begun = True

@@ -8,7 +8,7 @@ Requests and tokens a minute are token buckets: N at once, refilled at N a minut
 from collections.abc import Mapping
 
 from tollway_serving.contract.catalogue import Limits, Quota
-from tollway_serving.contract.units import COMMON, METERS, Unit, commons, price_in_commons, rounded_up
+from tollway_serving.contract.units import METERS, Unit, affordable_units, commons, price_in_commons, rounded_up
 from tollway_serving.ledger import messages
 from tollway_serving.ledger.ops import RateState, Refused, Reserve
 from tollway_serving.ledger.periods import period_bounds, period_key
@@ -236,13 +236,14 @@ def quota_used(state: State, quota: Quota, now: int) -> tuple[int, int]:
 
 def _credits(scope: Scope, rest: int, price: int, least: int, now: int) -> int | Refused:
     """How many output tokens the credits pay for beside the rest of the request, at least `least`. `rest` and `price`
-    (of one) are in units.COMMON parts."""
+    (of one) are in the parts that units.commons counts."""
     room = _credit_room(scope, now)
     if room is None:
         return 2**62
     need = rounded_up(rest + least * price)
     if need <= room or need == 0:
-        return 2**62 if price <= 0 else max(least, (room * COMMON - rest) // price)
+        output = affordable_units(room, price, rest)
+        return 2**62 if output is None else max(least, output)
     used, limit = month_used(scope.state, now)[0], scope.limits.credits_monthly_micro or 0
     granted, topup_used = (0, 0) if scope.is_key else scope.state.topup[:2]
     left = max(0, limit - used) + max(0, granted - topup_used)

@@ -1,4 +1,4 @@
-"""How the ledger's plain values are made; used by `ops` and the modules that decide on them."""
+"""How the ledger's plain values are made; used by `ops`, the modules that decide on them, and the gateway."""
 
 from dataclasses import dataclass, field
 from typing import TypeVar, dataclass_transform
