@@ -56,6 +56,16 @@ class Good:
 
 
 @dataclass(frozen=True, slots=True)
+class Tried:
+    """A config that Ray has and was not seen RUNNING yet. Where the next version comes before the next look, this tells
+    what the one was that ran in between."""
+
+    fingerprint: str
+    generation: int
+    demand: Demand | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Failed:
     """A config that did not come up."""
 
@@ -80,6 +90,7 @@ class Memory:
     good: Mapping[str, Good] = field(default_factory=dict)
     failed: Mapping[str, Failed] = field(default_factory=dict)
     drain: Mapping[str, Drain] = field(default_factory=dict)
+    tried: Mapping[str, Tried] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,13 +182,15 @@ def read_memory(kept: Mapping[str, str]) -> Memory:
     good: dict[str, Good] = {}
     failed: dict[str, Failed] = {}
     drain: dict[str, Drain] = {}
+    tried: dict[str, Tried] = {}
     for key, text in kept.items():
         kind, _, app = key.partition("_")
         try:
             value = json.loads(text)
             if kind == "good":
-                demand = read_demand(value["demand"]) if value.get("demand") else None
-                good[app] = Good(value["config"], int(value["generation"]), demand)
+                good[app] = Good(value["config"], int(value["generation"]), _demand(value))
+            elif kind == "tried":
+                tried[app] = Tried(str(value["fingerprint"]), int(value["generation"]), _demand(value))
             elif kind == "failed":
                 failed[app] = Failed(
                     str(value["fingerprint"]), str(value["message"]), int(value["at"]), int(value["tries"])
@@ -186,7 +199,11 @@ def read_memory(kept: Mapping[str, str]) -> Memory:
                 drain[app] = Drain(int(value["since"]), int(value["until"]))
         except (ValueError, KeyError, TypeError):
             continue
-    return Memory(good, failed, drain)
+    return Memory(good, failed, drain, tried)
+
+
+def _demand(value: Mapping[str, Any]) -> Demand | None:
+    return read_demand(value["demand"]) if value.get("demand") else None
 
 
 def write_memory(memory: Memory) -> dict[str, str]:
@@ -195,12 +212,13 @@ def write_memory(memory: Memory) -> dict[str, str]:
     def text(value: Mapping[str, Any]) -> str:
         return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
-    def good(x: Good) -> dict[str, Any]:
+    def pods(x: Good | Tried) -> dict[str, Any]:
         demand = {"demand": write_demand(x.demand)} if x.demand is not None else {}
-        return {"config": x.config, "generation": x.generation, **demand}
+        return {"generation": x.generation, **demand}
 
     return {
-        **{f"good_{app}": text(good(x)) for app, x in memory.good.items()},
+        **{f"good_{app}": text({"config": x.config, **pods(x)}) for app, x in memory.good.items()},
+        **{f"tried_{app}": text({"fingerprint": x.fingerprint, **pods(x)}) for app, x in memory.tried.items()},
         **{
             f"failed_{app}": text({"fingerprint": x.fingerprint, "message": x.message, "at": x.at, "tries": x.tries})
             for app, x in memory.failed.items()

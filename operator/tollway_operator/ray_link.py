@@ -149,6 +149,8 @@ class RayLink:
 
     async def _send(self, put: Put) -> None:
         try:
+            if await self._has_moved(put):
+                return
             await self._try(put)
         except OperatorError as error:
             self.put_error = str(error)
@@ -163,6 +165,14 @@ class RayLink:
             self._needed += 1
             self.look()
             self._wake()
+
+    async def _has_moved(self, put: Put) -> bool:
+        """Whether Ray says something else now of what the set replaces: then a pass decides anew. Versions may follow
+        each other faster than the status is asked for, and one that was not seen running would not be gone back to."""
+        if self._status is None:
+            return False
+        before, now = self._status.apps, (await self._ray.status()).apps
+        return any(name in before and name in now and before[name].status != now[name].status for name in put.changed)
 
     async def _try(self, put: Put) -> None:
         """The whole set; if Ray refuses it, each new config by itself beside what Ray has, so that one that is invalid

@@ -217,7 +217,6 @@ class MemoryRay:
         self.stuck: set[str] = set()  # applications that stay DEPLOYING
         self.breaks: dict[str, str] = {}  # an application's source or argument -> the message
         self.refuses: dict[str, str] = {}  # application -> the message
-        self.instant = False
         self._clock = 0.0
         self._good: dict[str, Any] = {}
 
@@ -261,6 +260,11 @@ class MemoryRay:
     async def logs(self, app: str, lines: int = 20) -> str:
         await self._enter()
         return ""
+
+    def come_up(self, name: str) -> None:
+        """Of one that is stuck."""
+        self.stuck.discard(name)
+        self.apps[name] = self._settle(self.apps[name])
 
     def running(self) -> dict[str, Mapping[str, Any]]:
         return {name: app.config or {} for name, app in self.apps.items() if app.status == "RUNNING"}

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,48 @@ async def test_a_version_that_fails_is_rolled_back(world: World) -> None:
     assert world.app("model-ml.small")["args"]["context_tokens"] == 512
     assert world.objects.condition("ModelDeployment", "small", "Degraded")[:2] == ("False", "AsExpected")
     assert world.objects.status("ModelDeployment", "small")["servingGeneration"] == 3
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_a_version_that_ran_between_two_looks_is_gone_back_to(world: World, restarted: bool) -> None:
+    """Edits may follow each other faster than Ray is asked, or while the operator is away."""
+    often = world.settings
+    world.settings = replace(often, fast_interval=3600.0)  # after that it looks only when it sends a set
+    world.ray.stuck.add("model-ml.small")
+    world.ray.breaks["package://broken"] = "ModelMissingError: package://broken is not installed"
+    quickstart(world)
+    async with world.operator() as reconciler:
+        await world.until(reconciler, lambda _: "tried_model-ml.small" in world.objects.memory)
+        good = world.app("model-ml.small")
+        if not restarted:
+            world.ray.come_up("model-ml.small")
+            world.objects.put("ModelDeployment", "small", llama("package://broken"))
+            await world.until(reconciler, lambda _: "broken" in str(world.app("model-ml.small")))
+    if restarted:
+        world.ray.come_up("model-ml.small")
+        world.objects.put("ModelDeployment", "small", llama("package://broken"))
+    world.settings = often
+    await world.run()
+    assert world.runs("model-ml.small", good)
+    assert world.objects.condition("ModelDeployment", "small", "Degraded")[:2] == ("True", "RolledBack")
+    assert world.objects.status("ModelDeployment", "small")["servingGeneration"] == 1
+    assert not any(key.startswith("tried") for key in world.objects.memory)
+
+
+async def test_a_failure_is_told_where_nothing_is_known_to_go_back_to(world: World) -> None:
+    world.ray.breaks["package://broken"] = "ModelMissingError: package://broken is not installed"
+    quickstart(world)
+    await world.run()
+    world.objects.memory = {}
+    world.objects.put("ModelDeployment", "small", llama("package://broken"))
+    await world.run()
+    assert world.objects.condition("ModelDeployment", "small", "Ready")[:2] == ("True", "Ready"), (
+        "the old replica is up"
+    )
+    status, reason, message = world.objects.condition("ModelDeployment", "small", "Degraded")
+    assert (status, reason) == ("True", "RolledBack")
+    assert "what ran before serves on: ModelMissingError: package://broken is not installed" in message
+    assert "once the object changes" in world.objects.condition("ModelDeployment", "small", "Progressing")[2]
 
 
 async def test_a_log_agent_that_never_answers_holds_up_no_status(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

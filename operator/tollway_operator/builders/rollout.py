@@ -8,14 +8,17 @@ it isn't tried in a circle.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
-from tollway_operator.builders.applications import App, Config, same
+from tollway_operator.builders.applications import App, Config, fingerprint, same
 from tollway_operator.builders.pools import Demand, together
 from tollway_operator.builders.states import last_line
 from tollway_operator.memo import Clock, Memo
-from tollway_operator.observed import Drain, Failed, Good, Memory, Observed
+from tollway_operator.observed import Drain, Failed, Good, Memory, Observed, Tried
 from tollway_operator.ports import AppStatus
 from tollway_serving.contract.applications import MODEL_APP_PREFIX
+
+T = TypeVar("T")
 
 _RETRY_AFTER = 300  # seconds until a config that failed, with no good one to go back to, is tried again
 _LONGEST_RETRY = 3_600
@@ -44,7 +47,7 @@ def roll_out(apps: Iterable[App], observed: Observed, memo: Memo) -> Rollout:
     wanted = {app.name: app for app in apps}
     if ray is None:
         return Rollout(memory=observed.memory, demands=_demands(wanted.values(), observed.memory))
-    good, failed = dict(observed.memory.good), dict(observed.memory.failed)
+    good, failed, tried = dict(observed.memory.good), dict(observed.memory.failed), dict(observed.memory.tried)
     steps = memo.each(
         _step,
         wanted,
@@ -52,6 +55,7 @@ def roll_out(apps: Iterable[App], observed: Observed, memo: Memo) -> Rollout:
         [ray.apps.get(name) for name in wanted],
         [good.get(name) for name in wanted],
         [failed.get(name) for name in wanted],
+        [tried.get(name) for name in wanted],
         [observed.last_words.get(name, "") for name in wanted],
         now=observed.now,
     )
@@ -65,10 +69,8 @@ def roll_out(apps: Iterable[App], observed: Observed, memo: Memo) -> Rollout:
             configs[name] = step.config
         if step.good is not None:
             good[name] = step.good
-        if step.failed is not None:
-            failed[name] = step.failed
-        else:
-            failed.pop(name, None)
+        _keep(failed, name, step.failed)
+        _keep(tried, name, step.tried)
         if step.failure is not None:
             (rolled_back if step.back else failures)[name] = step.failure
         if step.restart:
@@ -77,13 +79,11 @@ def roll_out(apps: Iterable[App], observed: Observed, memo: Memo) -> Rollout:
             wakes.append(step.retry_at)
 
     draining, drain = _drain(wanted, observed, configs)
-    gone = (
-        [name for name in (*good, *failed) if name not in wanted and name not in draining] if observed.complete else []
-    )
+    gone = {*good, *failed, *tried}.difference(wanted, draining) if observed.complete else set()
     for name in gone:
-        good.pop(name, None)
-        failed.pop(name, None)
-    memory = Memory(good, failed, drain)
+        for kept in (good, failed, tried):
+            kept.pop(name, None)
+    memory = Memory(good, failed, drain, tried)
     return Rollout(
         configs=configs,
         memory=memory,
@@ -103,6 +103,7 @@ class _Step:
     config: Config | None = None  # to run now; None: nothing
     good: Good | None = None
     failed: Failed | None = None  # to keep in mind
+    tried: Tried | None = None  # likewise
     failure: Failed | None = None  # that counts now
     back: bool = False  # the version before runs because of it
     restart: bool = False
@@ -110,15 +111,23 @@ class _Step:
 
 
 def _step(
-    app: App, there: AppStatus | None, good: Good | None, failed: Failed | None, words: str, *, clock: Clock
+    app: App,
+    there: AppStatus | None,
+    good: Good | None,
+    failed: Failed | None,
+    tried: Tried | None,
+    words: str,
+    *,
+    clock: Clock,
 ) -> _Step:
     if app.config is None:
         kept = there.config if there is not None and there.config is not None else None
-        return _Step(kept if kept is not None or good is None else good.config, good, failed)
+        return _Step(kept if kept is not None or good is None else good.config, good, failed, tried)
     failure = failed
     if failure is not None and failure.fingerprint != app.mark:
         failure = None  # the object has changed: tried anew
     if there is not None and same(there.config, app.config):
+        tried = None
         if there.status == "RUNNING":
             failure = None
             now = (app.generation, app.demand)
@@ -126,16 +135,29 @@ def _step(
                 good = Good(app.config, app.generation, app.demand)
         elif there.status == "DEPLOY_FAILED" and (failure is None or _has_news(failure, there)):
             failure = _failure(there, app.mark, failure, words, clock)
+        elif good is None or not same(good.config, app.config):
+            tried = Tried(app.mark, app.generation, app.demand)
+    elif there is not None and there.status == "RUNNING" and there.config is not None and tried is not None:
+        if fingerprint(there.config) == tried.fingerprint:
+            good = Good(there.config, tried.generation, tried.demand)
+        tried = None
     if failure is None:
-        return _Step(app.config, good)
+        return _Step(app.config, good, tried=tried)
     if good is not None and not same(good.config, app.config):
-        return _Step(good.config, good, failure, failure, back=True)
+        return _Step(good.config, good, failure, tried, failure, back=True)
     retry_at = failure.at + min(_LONGEST_RETRY, _RETRY_AFTER * 2 ** (failure.tries - 1))
     is_down = there is not None and there.status == "DEPLOY_FAILED" and not there.running_replicas
     if is_down and clock.reached(retry_at):
         again = Failed(app.mark, failure.message, clock.now, failure.tries + 1)
-        return _Step(None, good, again, failure, restart=True)
-    return _Step(app.config, good, failure, failure, retry_at=retry_at)
+        return _Step(None, good, again, None, failure, restart=True)
+    return _Step(app.config, good, failure, tried, failure, retry_at=retry_at)
+
+
+def _keep(kept: dict[str, T], name: str, value: T | None) -> None:
+    if value is None:
+        kept.pop(name, None)
+    else:
+        kept[name] = value
 
 
 def _demands(apps: Iterable[App], memory: Memory) -> tuple[Demand, ...]:

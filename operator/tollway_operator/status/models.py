@@ -141,6 +141,9 @@ def _degraded(view: ModelView, course: Course) -> Condition:
     found: list[tuple[ModelDegraded, str]] = []
     if course.back is not None:
         found.append((ModelDegraded.ROLLED_BACK, f"the new version didn't come up: {course.back.message}"))
+    if course.failure is not None and app is not None and app.ready:
+        message = f"the new version didn't come up, and what ran before serves on: {course.failure.message}"
+        found.append((ModelDegraded.ROLLED_BACK, message))
     if app is not None and there is not None and 0 < app.ready < app.wanted and there.status == "UNHEALTHY":
         found.append((ModelDegraded.FEWER_REPLICAS, f"{app.ready} of {app.wanted} replicas answer"))
     found += [(ModelDegraded.FALLBACK_NOT_USABLE, problem.message) for problem in view.fallbacks_lost]
@@ -159,7 +162,8 @@ def _progressing(view: ModelView, course: Course, upgrade: str) -> Condition:
     if view.app is None:
         return Condition("Progressing", ModelProgressing.UP_TO_DATE)
     if course.failure is not None:
-        return Condition("Progressing", ModelProgressing.FAILED, "it is tried again after a pause")
+        next_try = "once the object changes" if app is not None and app.ready else "after a pause"
+        return Condition("Progressing", ModelProgressing.FAILED, f"it is tried again {next_try}")
     moving = there is None or wanted is None or not same(there.config, wanted) or there.status != "RUNNING"
     if course.back is not None:
         if moving:
