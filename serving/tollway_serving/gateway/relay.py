@@ -142,8 +142,7 @@ class Stream:
         if template is None or not reader.between:
             return data
         if (one := template.one(data)) is not None:
-            text, usage = one
-            out = self._filled([text], [usage] if usage is not None else [])
+            out = self._before_text + self._counted(*one) + self._after_text
         else:
             if (events := reader.whole(data)) is None:
                 return data
@@ -200,16 +199,20 @@ class Stream:
 
     def _filled(self, texts: list[bytes], usages: list[dict[str, Any]]) -> bytes:
         """Counts chunks like the template, by the usage of each where they have one; answers what goes out for them."""
-        meter = self._meter
         if usages:
             for text, usage in zip(texts, usages, strict=True):
-                if meter.usage(usage):
-                    self._usage = usage
-                else:
-                    meter.text(len(text))
+                self._counted(text, usage)
         else:
-            meter.text(sum(map(len, texts)))
-        return self._before_text + (texts[0] if len(texts) == 1 else self._seam.join(texts)) + self._after_text
+            self._meter.text(sum(map(len, texts)))
+        return self._before_text + self._seam.join(texts) + self._after_text
+
+    def _counted(self, text: bytes, usage: dict[str, Any] | None) -> bytes:
+        """The same for one; answers its text."""
+        if usage is not None and self._meter.usage(usage):
+            self._usage = usage
+        else:
+            self._meter.text(len(text))
+        return text
 
     def _count(self, chunk: dict[str, Any]) -> list[dict[str, Any]]:
         """Takes the usage out of a chunk and answers its choices, in OpenAI's fields only."""
