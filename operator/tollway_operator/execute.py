@@ -10,7 +10,7 @@ from tollway_operator.errors import Gone, NotOurs, OperatorError
 from tollway_operator.observed import write_memory
 from tollway_operator.plan import KeyAction, Plan
 from tollway_operator.ports import Objects, RayStatus
-from tollway_operator.ray_link import Put, RayLink, configs_of
+from tollway_operator.ray_link import Put, RayLink
 from tollway_operator.settings import Settings
 from tollway_operator.status import Judgement
 from tollway_operator.workers import Workers
@@ -77,7 +77,7 @@ async def execute(
             remembered = False
             log.warning("not_remembered", error=str(error))
     if plan.put is not None and there is not None:
-        deferred = not ray.put(Put(plan.put, plan.changed_apps, configs_of(there.apps))) or deferred
+        deferred = not ray.put(Put(plan.put, plan.changed_apps, there.apps)) or deferred
     return Executed(published, ledger_error, remembered, deferred)
 
 

@@ -31,7 +31,7 @@ class Put:
 
     configs: tuple[Config, ...]
     changed: tuple[str, ...]
-    there: Mapping[str, Config]
+    there: Mapping[str, AppStatus]
 
 
 class RayLink:
@@ -149,7 +149,7 @@ class RayLink:
 
     async def _send(self, put: Put) -> None:
         try:
-            if await self._has_moved(put):
+            if await self._has_come_up(put):
                 return
             await self._try(put)
         except OperatorError as error:
@@ -166,13 +166,15 @@ class RayLink:
             self.look()
             self._wake()
 
-    async def _has_moved(self, put: Put) -> bool:
-        """Whether Ray says something else now of what the set replaces: then a pass decides anew. Versions may follow
-        each other faster than the status is asked for, and one that was not seen running would not be gone back to."""
-        if self._status is None:
+    async def _has_come_up(self, put: Put) -> bool:
+        """Whether something that the set replaces runs by now: then a pass takes note of it and decides anew. Versions
+        may follow each other faster than the status is asked for, and one that nobody saw running would not be gone
+        back to."""
+        waited_for = [name for name in put.changed if name in put.there and put.there[name].status != "RUNNING"]
+        if not waited_for:
             return False
-        before, now = self._status.apps, (await self._ray.status()).apps
-        return any(name in before and name in now and before[name].status != now[name].status for name in put.changed)
+        now = (await self._ray.status()).apps
+        return any(name in now and now[name].status == "RUNNING" for name in waited_for)
 
     async def _try(self, put: Put) -> None:
         """The whole set; if Ray refuses it, each new config by itself beside what Ray has, so that one that is invalid
@@ -187,10 +189,11 @@ class RayLink:
             for name in put.changed:
                 self.refusals.pop(name, None)
             return
+        there = {name: app.config for name, app in put.there.items() if app.config is not None}
         accepted: dict[str, Config] = {
-            str(config["name"]): put.there.get(str(config["name"]), config)
+            str(config["name"]): there.get(str(config["name"]), config)
             for config in put.configs
-            if str(config["name"]) in put.there or str(config["name"]) not in put.changed
+            if str(config["name"]) in there or str(config["name"]) not in put.changed
         }
         refused = []
         for config in put.configs:
@@ -207,8 +210,3 @@ class RayLink:
                 self.refusals.pop(name, None)
         if refused:
             raise Refused(f"Ray refuses {', '.join(refused)}: {self.refusals[refused[0]]}")
-
-
-def configs_of(apps: Mapping[str, AppStatus]) -> dict[str, Config]:
-    """What Ray has, by application."""
-    return {name: app.config for name, app in apps.items() if app.config is not None}

@@ -266,6 +266,10 @@ class MemoryRay:
         self.stuck.discard(name)
         self.apps[name] = self._settle(self.apps[name])
 
+    def state(self, name: str) -> str:
+        """As Ray says it; "" of one that it doesn't have."""
+        return self.apps[name].status if name in self.apps else ""
+
     def running(self) -> dict[str, Mapping[str, Any]]:
         return {name: app.config or {} for name, app in self.apps.items() if app.status == "RUNNING"}
 

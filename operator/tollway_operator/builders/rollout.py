@@ -135,7 +135,7 @@ def _step(
                 good = Good(app.config, app.generation, app.demand)
         elif there.status == "DEPLOY_FAILED" and (failure is None or _has_news(failure, there)):
             failure = _failure(there, app.mark, failure, words, clock)
-        elif good is None or not same(good.config, app.config):
+        elif there.status != "DEPLOY_FAILED" and (good is None or not same(good.config, app.config)):
             tried = Tried(app.mark, app.generation, app.demand)
     elif there is not None and there.status == "RUNNING" and there.config is not None and tried is not None:
         if fingerprint(there.config) == tried.fingerprint:

@@ -141,8 +141,8 @@ def _degraded(view: ModelView, course: Course) -> Condition:
     found: list[tuple[ModelDegraded, str]] = []
     if course.back is not None:
         found.append((ModelDegraded.ROLLED_BACK, f"the new version didn't come up: {course.back.message}"))
-    if course.failure is not None and app is not None and app.ready:
-        message = f"the new version didn't come up, and what ran before serves on: {course.failure.message}"
+    if course.failure is not None and _others_serve(course):
+        message = f"the new version didn't come up, what answers is what was up before: {course.failure.message}"
         found.append((ModelDegraded.ROLLED_BACK, message))
     if app is not None and there is not None and 0 < app.ready < app.wanted and there.status == "UNHEALTHY":
         found.append((ModelDegraded.FEWER_REPLICAS, f"{app.ready} of {app.wanted} replicas answer"))
@@ -153,6 +153,11 @@ def _degraded(view: ModelView, course: Course) -> Condition:
     return Condition("Degraded", found[0][0], sentence(message for _, message in found))
 
 
+def _others_serve(course: Course) -> bool:
+    """Of a version that failed: replicas answer all the same."""
+    return course.there is not None and course.there.status == "DEPLOY_FAILED" and course.there.running_replicas > 0
+
+
 def _progressing(view: ModelView, course: Course, upgrade: str) -> Condition:
     app, there, wanted = course.app, course.there, course.wanted
     if view.refused:
@@ -161,8 +166,8 @@ def _progressing(view: ModelView, course: Course, upgrade: str) -> Condition:
         return Condition("Progressing", ModelProgressing.ON_HOLD, "nothing changes until it has a place")
     if view.app is None:
         return Condition("Progressing", ModelProgressing.UP_TO_DATE)
-    if course.failure is not None:
-        next_try = "once the object changes" if app is not None and app.ready else "after a pause"
+    if course.failure is not None and (there is None or there.status == "DEPLOY_FAILED"):
+        next_try = "once the object changes" if _others_serve(course) else "after a pause"
         return Condition("Progressing", ModelProgressing.FAILED, f"it is tried again {next_try}")
     moving = there is None or wanted is None or not same(there.config, wanted) or there.status != "RUNNING"
     if course.back is not None:

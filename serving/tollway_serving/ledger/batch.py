@@ -27,8 +27,9 @@ MAX_WAITING = 20_000
 _ANSWER_S = LIMIT_S - 0.2  # a watchdog that ticks every 0.1 s then keeps the limit
 _TICK_S = 0.1
 _GATHER_S = 0.003  # for which a transaction waits for more operations, at most
-_CROWD = 4  # operations that must have met before any waits for others
+_CROWD = 8  # operations that must have met before any waits for others
 _PATIENCE = 32  # transactions until it is tried again whether one more would come
+_QUIET_S = 0.02  # without an operation, and the crowd has gone
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.4)
 
 
@@ -57,17 +58,21 @@ class Crowd:
         if number < _CROWD:
             self.size = 1
         elif number > self.size:
-            self.size = number
+            self.size = min(number, MAX_BATCH)
         elif self._patience > 0:
             self._patience -= 1
         else:
-            self.size += 1
+            self.size = min(self.size + 1, MAX_BATCH)
 
     def stayed_away(self, number: int) -> None:
         """In all the time no more than these came."""
         if number == self.size - 1:
             self._patience = _PATIENCE
-        self.size -= -(-(self.size - number) // 4)
+        self.size -= -(-(self.size - number) // (4 if number >= _CROWD else 2))
+
+    def gone(self) -> None:
+        """Nothing came for a while."""
+        self.size = 1
 
 
 class Batcher:
@@ -127,8 +132,11 @@ class Batcher:
             if not self._waiting:
                 if self._closing:
                     return
+                since = self._loop.time()
                 self._wake.clear()
                 await self._wake.wait()
+                if self._loop.time() - since > _QUIET_S:
+                    self._crowd.gone()
                 continue
             await self._gather()
             batch = self._next_batch()
@@ -156,16 +164,18 @@ class Batcher:
 
     async def _gather(self) -> None:
         """Waits for as many operations as came together before."""
-        wanted = min(self._crowd.size, MAX_BATCH)
+        wanted = self._crowd.size
         if wanted < _CROWD or len(self._waiting) >= wanted or self._closing:
             self._crowd.came(len(self._waiting))
             return
         self._enough = wanted
         self._wake.clear()
         alarm = self._loop.call_later(_GATHER_S, self._wake.set)
-        await self._wake.wait()
-        alarm.cancel()
-        self._enough = 1
+        try:
+            await self._wake.wait()
+        finally:
+            alarm.cancel()
+            self._enough = 1
         if len(self._waiting) < wanted:
             self._crowd.stayed_away(len(self._waiting))
         else:
@@ -198,18 +208,20 @@ class Batcher:
             _say("error", "ledger.operation_failed", operation=type(batch[0].op).__name__, error=repr(error))
             _fail(batch[0].future, error)
             return
-        for entry in batch:
-            self._running = [entry]
+        later: list[_Entry] = []
+        for place, entry in enumerate(batch):
+            self._running = [*later, *batch[place:]]
             try:
                 done = await self._backend.transact([entry.op])
             except LedgerUnavailable:
-                self._again([entry])
+                later.append(entry)
             except Exception as own:
                 _say("error", "ledger.operation_failed", operation=type(entry.op).__name__, error=repr(own))
                 _fail(entry.future, own)
             else:
                 self._answer(entry, done.results[0])
         self._running = []
+        self._again(later)
 
     def _answer(self, entry: _Entry, result: object) -> None:
         if entry.future.done():
