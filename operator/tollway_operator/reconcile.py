@@ -6,7 +6,7 @@ why, one executor applies it, pure checks compute the statuses.
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from operator import attrgetter
@@ -17,8 +17,9 @@ import structlog
 from tollway_operator.builders.applications import same
 from tollway_operator.builders.desired import Desired, build
 from tollway_operator.builders.views import Views
-from tollway_operator.errors import NotOurs, OperatorError
+from tollway_operator.errors import NotOurs
 from tollway_operator.execute import Executed, describe, execute, write_statuses
+from tollway_operator.housekeeping import Housekeeping, in_time
 from tollway_operator.memo import Memo
 from tollway_operator.metrics import METRICS
 from tollway_operator.observed import Memory, Observed, Parsed, Parser, read_memory
@@ -34,7 +35,7 @@ from tollway_operator.workers import Workers
 from tollway_serving.contract.applications import GATEWAY_APP
 from tollway_serving.contract.catalogue import Catalogue, KeyEntry
 from tollway_serving.ledger.ops import LedgerUnavailable
-from tollway_serving.ledger.port import AccountUsage, Publisher
+from tollway_serving.ledger.port import Publisher
 
 log = structlog.get_logger(__name__)
 
@@ -43,8 +44,6 @@ _REST = 0.3  # seconds that a pass waits for its own writes
 _CLOSE = 5.0
 _COALESCE = 0.05  # seconds between two passes, so that a burst of changes becomes few
 _FIRST_LOOK = 5.0
-_LEDGER_TIMEOUT = 10.0
-_REAP_INTERVAL = 5.0
 _LONGEST_TURN = 3.0  # seconds for which a slow pass may write, before the next one looks at what is new
 _AT_A_TIME = 0.05  # seconds for which objects are read before anything else may run
 _SHOWN = 20
@@ -128,6 +127,7 @@ class Reconciler:
         self._link = RayLink(ray, self._ray_interval, self._wake.set)
         self._platform = PlatformLink(platform, self._ray_interval, self._wake.set) if platform else None
         self._workers = Workers(_WRITERS, self._wake.set)
+        self._house = Housekeeping(publisher, self._accounts, settings.usage_interval, self._wake.set)
         self._parser = Parser()
         self._memo = Memo()
         self._published: Catalogue | None = None  # this process is the only writer: read once, and in full passes
@@ -135,7 +135,6 @@ class Reconciler:
         self._views = Views()
         self._unremembered = False
         self._seen: frozenset[str] = frozenset()
-        self._usage: Mapping[str, AccountUsage] = {}
         self._providers: Mapping[str, tuple[str, str, str]] | None = None
         self._sources: Mapping[str, tuple[str, str, str]] | None = None
         self._repaired_at: float | None = None
@@ -144,7 +143,7 @@ class Reconciler:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> "Reconciler":
-        self._tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._housekeeping())]
+        self._tasks = [asyncio.create_task(self._link.run()), asyncio.create_task(self._house.run())]
         if self._platform is not None:
             self._tasks.append(asyncio.create_task(self._platform.run()))
         await self._link.first_look(_FIRST_LOOK)
@@ -217,13 +216,13 @@ class Reconciler:
         ledger_error = ""
         if self._published is None or repair:
             try:
-                self._published = await _in_time(self._publisher.published())
+                self._published = await in_time(self._publisher.published())
             except (LedgerUnavailable, TimeoutError) as error:
                 ledger_error = describe(error)
         holds = None
         if self._memory.drain:
             with suppress(LedgerUnavailable, TimeoutError):
-                holds = await _in_time(self._publisher.open_holds())
+                holds = await in_time(self._publisher.open_holds())
         observed = Observed(
             now=int(self._clock()),
             models=found["ModelDeployment"],
@@ -240,7 +239,7 @@ class Reconciler:
             published=self._published,
             ledger_error=ledger_error,
             holds=holds,
-            usage=self._usage,
+            usage=self._house.usage,
             seen_keys=self._seen,
         )
         self._seen = self._memo.once(_seen, observed.keys, self._published and self._published.keys, self._seen)
@@ -382,24 +381,6 @@ class Reconciler:
     def _ray_interval(self) -> float:
         return self._settings.fast_interval if not self._settled else min(10.0, self._settings.slow_interval)
 
-    async def _housekeeping(self) -> None:
-        """Closes abandoned holds, and reads usage for statuses now and then."""
-        usage_at = 0.0
-        while True:
-            try:
-                await _in_time(self._publisher.reap())
-                if time.monotonic() >= usage_at and (accounts := self._accounts()):
-                    usage = await _in_time(self._publisher.usage(accounts))
-                    usage_at = time.monotonic() + self._settings.usage_interval
-                    if usage != self._usage:
-                        self._usage = usage
-                        self._wake.set()
-            except (LedgerUnavailable, TimeoutError, OperatorError) as error:
-                log.debug("housekeeping_failed", error=describe(error))
-            except Exception:
-                log.exception("housekeeping_failed")
-            await asyncio.sleep(_REAP_INTERVAL)
-
 
 def _leaving(observed: Observed, desired: Desired) -> bool:
     """Whether Ray is still ending an application."""
@@ -421,8 +402,3 @@ def _seen(
     """Uids of the ApiKeys that were alive once and may still be published."""
     kept = before if published is None else before.intersection(map(attrgetter("uid"), published))
     return kept.union(map(attrgetter("raw.uid"), keys))
-
-
-async def _in_time(call: Coroutine[Any, Any, Any]) -> Any:
-    async with asyncio.timeout(_LEDGER_TIMEOUT):
-        return await call

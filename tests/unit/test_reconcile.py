@@ -557,7 +557,7 @@ async def test_a_new_keys_status_does_not_wait_for_the_usage_of_all_others(world
     async with world.operator() as reconciler:
         await world.settle(reconciler)
         usage = AccountUsage(NOW + 1_000, 1_000_000, None)
-        reconciler._usage = {f"ml/key-{number}": usage for number in range(30)}
+        reconciler._house.usage = {f"ml/key-{number}": usage for number in range(30)}
         world.objects.put("ApiKey", "key-29", on(state="Suspended"))
         world.objects.calls.clear()
         await world.settle(reconciler)
