@@ -10,6 +10,7 @@ from support.backend import Backend, Behaviour
 from support.gateway import HELLO, KEY, Running, check_error, key, plan
 
 from tollway_serving.contract.catalogue import Limits, Quota
+from tollway_serving.gateway.usage_schema import read_usage
 
 Start = Callable[..., Any]
 
@@ -117,6 +118,13 @@ async def test_windows_by_model_and_status(running: Running, backend: Backend) -
         assert {row["user_id"] for row in body["data"]} == {"ml/me"}
     _, _, body = await windows(running, filter_group_by={"status": ["cancelled"]})
     assert body["data"] == []
+
+
+@pytest.mark.parametrize("size", ["MINUTE", "HOUR", "DAY"])
+def test_a_window_that_has_just_begun_is_in_a_report_up_to_now(size: str) -> None:
+    now = datetime(2026, 11, 27, 0, 0, 0, 600_000, tzinfo=UTC)
+    asked = read_usage({"start_time": "2026-11-26T23:00:00Z", "window_size": size}, False, "ml/me", now)
+    assert asked.query.runs[-1].end_ms > now.timestamp() * 1000
 
 
 async def test_another_account_sees_nothing_of_it(start: Start) -> None:

@@ -136,7 +136,7 @@ def _one(found: Findings, sent: Sent, rows: list[Any]) -> None:
     elif sent.status in (0, 503):
         found.charged_unanswered += row is not None
     elif row is not None:
-        found.problems.append(f"{sent.request_id}: refused with {sent.code} and charged {row.charged_micro}")
+        found.problems.append(f"{sent.request_id}: refused with {sent.code} and charged: {sent}, {tuple(row)}")
 
 
 def _receipt(found: Findings, sent: Sent, row: Any) -> None:

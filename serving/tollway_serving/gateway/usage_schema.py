@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
@@ -104,10 +104,11 @@ class UsageRequest:
 
 
 def read_usage(body: Any, ignore: bool, account: str, now: datetime) -> UsageRequest:
-    """ApiError for a bad one. `now` is the end where none is named."""
+    """ApiError for a bad one. Where no end is named it is the next whole second after `now`, so that the window that
+    has just begun is in it."""
     values, unknown = USAGE.validate(body, ignore)
     start = values["start_time"]
-    end = values.get("end_time") or now.strftime("%Y-%m-%dT%H:%M:%SZ")
+    end = values.get("end_time") or (now + timedelta(seconds=1)).strftime("%Y-%m-%dT%H:%M:%SZ")
     size: Size = values.get("window_size", "DAY")
     name = values.get("window_timezone", "UTC")
     zone = find_zone(name)
