@@ -133,7 +133,7 @@ def _one(found: Findings, sent: Sent, rows: list[Any]) -> None:
     elif sent.status == 200 and sent.streamed:
         found.streams_cut += 1
         _cut(found, sent, row)
-    elif sent.status in (0, 503):
+    elif sent.status in (0, 200, 503):  # 200: uvicorn writes head and body one after the other; killed in between
         found.charged_unanswered += row is not None
     elif row is not None:
         found.problems.append(f"{sent.request_id}: refused with {sent.code} and charged: {sent}, {tuple(row)}")
