@@ -56,7 +56,9 @@ class Head:
         return f"http://127.0.0.1:{self.dashboard_port}"
 
     def command(self, cpus: int) -> list[str]:
-        options = {"cpus": cpus, "temp": str(self.temp), "gcs": self.gcs_port, "dashboard": self.dashboard_port}
+        # Each of Ray's processes lets everybody write into Ray's folder: it is one in ours, which stays private.
+        temp = str(self.temp / "ray")
+        options = {"cpus": cpus, "temp": temp, "gcs": self.gcs_port, "dashboard": self.dashboard_port}
         return [sys.executable, "-m", "tollway_cli.ray_head", json.dumps(options)]
 
 

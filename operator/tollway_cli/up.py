@@ -91,7 +91,7 @@ class _Up:
         self._progress = reconcile.Progress()
         self._progressed = asyncio.Event()
         self._objects = FilesObjects(options.files, state.root)
-        self._shown: dict[_Key, str] = {}
+        self._shown: dict[_Key, tuple[str, int | None]] = {}
         self._problems: frozenset[str] = frozenset()
         self._announced = False
 
@@ -246,30 +246,34 @@ class _Up:
         for problem in sorted(problems - self._problems):
             self._steps.line(f"{problem} (its last good version stays)")
         self._problems = problems
-        seen: dict[_Key, str] = {}
+        seen: dict[_Key, tuple[str, int | None]] = {}
         for name, status in sorted(self._progress.statuses.items()):
             if not status:  # of a key whose Secret is being made
                 continue
             good, text = _ready(status)
-            seen[name] = text
-            if self._shown.get(name) != text and not (only_bad and good):
-                self._steps.line(f"{name[0]} {name[1]}/{name[2]}: {text}")
+            generation = status.get("servingGeneration", status.get("observedGeneration"))
+            seen[name] = (text, generation)
+            before, known = self._shown.get(name, ("", None))
+            applied = " (as it is written now)" if generation != known and known is not None and before == text else ""
+            if (before != text or applied) and not (only_bad and good):
+                self._steps.line(f"{name[0]} {name[1]}/{name[2]}: {text}{applied}")
         for name in self._shown.keys() - seen.keys():
             self._steps.line(f"{name[0]} {name[1]}/{name[2]}: deleted")
         self._shown = seen
 
 
 def _ready(status: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether the object works, and its conditions that are worth a line: the Ready one, or what stands in its way."""
+    """Whether the object works as written, and its condition that is worth a line: the Ready one, or what stands in its
+    way, or what is worse than written."""
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
     ready = conditions.get("Ready", {})
-    told = next((conditions[kind] for kind in ("Accepted", "ResolvedRefs") if _is_false(conditions.get(kind))), ready)
+    bad = (("Accepted", "False"), ("ResolvedRefs", "False"), ("Degraded", "True"))
+    amiss = [conditions[kind] for kind, value in bad if conditions.get(kind, {}).get("status") == value]
+    if ready.get("status") != "True" and amiss and amiss[0]["type"] == "Degraded":
+        amiss = []  # that it doesn't work at all says more
+    told = amiss[0] if amiss else ready
     text = ": ".join(part for part in (told.get("reason", "Unknown"), told.get("message", "")) if part)
-    return ready.get("status") == "True", " ".join(text.split())
-
-
-def _is_false(condition: Mapping[str, Any] | None) -> bool:
-    return condition is not None and condition.get("status") == "False"
+    return ready.get("status") == "True" and not amiss, " ".join(text.split())
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:

@@ -5,6 +5,7 @@ The tests run in this order, beside one long stream and one poller of another mo
 HAProxy is reloaded by every change, and by default would cut the stream two minutes after the first.
 """
 
+import re
 import signal
 import time
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def test_a_new_model_appears(platform: Up) -> None:
 def test_an_edit_is_applied(platform: Up) -> None:
     platform.write("third.yaml", model("third", more="aliases: [number-three]"))
     eventually(lambda: platform.chat("number-three").status == 200)
+    eventually(lambda: re.search(r"default/third: Ready.* \(as it is written now\)", platform.said))
 
 
 def test_a_new_version_replaces_the_old_one_without_a_gap(platform: Up) -> None:
@@ -76,6 +78,7 @@ def test_a_version_that_cannot_start_leaves_the_last_good_one_serving_and_says_w
         return "tollway-no-such-weights" in str(platform.status("ModelDeployment", "third"))
 
     eventually(told, timeout=180)
+    eventually(lambda: re.search("default/third: RolledBack: .*tollway-no-such-weights", platform.said))
     platform.write("third.yaml", model("third"))
     eventually(lambda: platform.status("ModelDeployment", "third")["Degraded"].startswith("False AsExpected"))
     assert platform.chat("third").status == 200

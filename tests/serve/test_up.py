@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import socket
+import stat
 import subprocess
 import urllib.request
 from pathlib import Path
@@ -76,6 +77,10 @@ def test_a_client_tells_serve_nothing(platform: Up) -> None:
     answer = platform.call("GET", "/v1/models", headers={**control, "x-request-id": "two words"})
     assert answer.status == 200
     assert "two words" not in answer.header("x-request-id")
+
+
+def test_nobody_else_may_write_where_rays_programs_are(platform: Up) -> None:
+    assert stat.S_IMODE(Path(platform.head()["temp"]).parent.stat().st_mode) == 0o700
 
 
 def test_models_are_not_there_for_outsiders(platform: Up) -> None:

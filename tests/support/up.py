@@ -195,13 +195,17 @@ class Up:
             return json.loads(text) if body is None else text
 
     def dashboard(self) -> int:
-        """Port of Ray's dashboard, as `tollway up` told it to the process that starts Ray (others answer 200 too)."""
+        """Port of Ray's dashboard (others answer 200 too)."""
+        return int(self.head()["dashboard"])
+
+    def head(self) -> dict[str, Any]:
+        """What `tollway up` told the process that starts Ray."""
         assert self.process is not None
         for process in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
                 words = process.cmdline()
                 if "tollway_cli.ray_head" in words:
-                    return int(json.loads(words[-1])["dashboard"])
+                    return dict(json.loads(words[-1]))
         raise AssertionError("no process of Ray's head")
 
     def status(self, kind: str, name: str) -> dict[str, str]:
