@@ -254,26 +254,25 @@ class _Up:
             generation = status.get("servingGeneration", status.get("observedGeneration"))
             seen[name] = (text, generation)
             before, known = self._shown.get(name, ("", None))
-            applied = " (as it is written now)" if generation != known and known is not None and before == text else ""
-            if (before != text or applied) and not (only_bad and good):
-                self._steps.line(f"{name[0]} {name[1]}/{name[2]}: {text}{applied}")
+            applied = text == before and known not in (None, generation)
+            if (text != before or applied) and not (only_bad and good):
+                more = " (as it is written now)" if applied else ""
+                self._steps.line(f"{name[0]} {name[1]}/{name[2]}: {text}{more}")
         for name in self._shown.keys() - seen.keys():
             self._steps.line(f"{name[0]} {name[1]}/{name[2]}: deleted")
         self._shown = seen
 
 
 def _ready(status: Mapping[str, Any]) -> tuple[bool, str]:
-    """Whether the object works as written, and its condition that is worth a line: the Ready one, or what stands in its
-    way, or what is worse than written."""
+    """Whether the object works, and its condition that is worth a line: the Ready one, or what stands in its way, or,
+    where it works, in what way worse than written."""
     conditions = {condition["type"]: condition for condition in status.get("conditions", ())}
     ready = conditions.get("Ready", {})
-    bad = (("Accepted", "False"), ("ResolvedRefs", "False"), ("Degraded", "True"))
-    amiss = [conditions[kind] for kind, value in bad if conditions.get(kind, {}).get("status") == value]
-    if ready.get("status") != "True" and amiss and amiss[0]["type"] == "Degraded":
-        amiss = []  # that it doesn't work at all says more
-    told = amiss[0] if amiss else ready
+    works = ready.get("status") == "True"
+    amiss = [("Accepted", "False"), ("ResolvedRefs", "False"), *([("Degraded", "True")] if works else [])]
+    told = next((conditions[kind] for kind, bad in amiss if conditions.get(kind, {}).get("status") == bad), ready)
     text = ": ".join(part for part in (told.get("reason", "Unknown"), told.get("message", "")) if part)
-    return ready.get("status") == "True" and not amiss, " ".join(text.split())
+    return works, " ".join(text.split())
 
 
 async def _answers(session: aiohttp.ClientSession, url: str) -> bool:

@@ -45,6 +45,7 @@ def test_a_new_model_appears(platform: Up) -> None:
 
 
 def test_an_edit_is_applied(platform: Up) -> None:
+    eventually(lambda: platform.status("ModelDeployment", "third")["Progressing"].startswith("False UpToDate"))
     platform.write("third.yaml", model("third", more="aliases: [number-three]"))
     eventually(lambda: platform.chat("number-three").status == 200)
     eventually(lambda: re.search(r"default/third: Ready.* \(as it is written now\)", platform.said))
